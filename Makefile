@@ -1,0 +1,48 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# pip and the extras that tests and checks need; flows, ray, labelstudio come when asked for.
+INSTALLED := $(VENV)/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help install demo test check bench livec clean
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: $(INSTALLED)  ## virtual environment with pinned packages
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install  ## from photographs to adversarial data sets with measured robustness
+	dvc repro
+	@veneer sheet reports/sheet.png
+	@dvc metrics show
+	@echo "Look at reports/sheet.png, reports/robustness.json and datasets/; plots: dvc plots show"
+
+test: install  ## all tests that need nothing but this machine
+	pytest
+
+check: install  ## lint, format, types, imports
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+bench: install  ## each claim of speed, both sides in one run
+	for script in filters adt generation shards perturb; do \
+		echo; echo "## $$script"; python benchmarks/$$script.py || exit 1; done
+
+livec: install  ## the table of the README on real photographs (../shared/livec or VENEER_LIVEC)
+	python benchmarks/robustness.py
+
+clean:  ## remove what the pipeline and the tools made, keep the virtual environment
+	rm -rf .cache .dvc/cache .dvc/tmp .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+		.import_linter_cache dvc_plots build *.egg-info
+	find datasets -mindepth 1 ! -name README.md ! -name .gitkeep ! -type d -delete
+	find models reports -mindepth 1 ! -name .gitkeep -delete

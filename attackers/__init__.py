@@ -1,0 +1,1 @@
+"""Makes one adversarial or poisoned image from one clean image. Knows tensors, not files."""

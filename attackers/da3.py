@@ -1,0 +1,147 @@
+"""DA3Attacker: 14 filters, steered by the ADT and coordinated into one adversarial example."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attackers.adt import ADT, ADTConfig
+from attackers.coordinator import Coordinator
+from attackers.filters import FILTERS, bounded, clamp_through
+from attackers.objectives import Objective
+from attackers.projections import at_once, draw_back, quantize, towards
+from victims.base import Victim
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do to N pictures: weights (N,14) that sum to 1, strengths (N,14) in (-1,1)."""
+
+    weights: Tensor
+    strengths: Tensor
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Finished adversarial examples, as they will be stored.
+
+    images: (N,3,H,W) on the 8-bit grid. scores_clean, scores: (N,) of the victim on the clean
+    images and on `images`. line: (N,) fraction of the way from x to the free y that was kept.
+    queries: victim calls per image.
+    """
+
+    images: Tensor
+    plan: Plan
+    scores_clean: Tensor
+    scores: Tensor
+    line: Tensor
+    queries: int
+
+
+def combine(images: Tensor, plan: Plan) -> Tensor:
+    """Formula 4: y = Σ w_i F_i(x; s_i), clamped. images: (N,3,H,W) of any size."""
+    few = at_once(images)
+    if len(images) > few and not torch.is_grad_enabled():
+        parts = zip(
+            images.split(few), plan.weights.split(few), plan.strengths.split(few), strict=True
+        )
+        return torch.cat([combine(x, Plan(w, s)) for x, w, s in parts])
+    total = torch.zeros_like(images)
+    for i, apply in enumerate(FILTERS.values()):
+        total = torch.addcmul(
+            total, apply(images, plan.strengths[:, i]), plan.weights[:, i].view(-1, 1, 1, 1)
+        )
+    return clamp_through(total)
+
+
+class DA3Attacker(nn.Module):
+    """Plans and makes adversarial examples for one victim.
+
+    The reverse process keeps one strength per filter and refines it over T steps: at step t the
+    latent space sees F_i(x; p_i) and proposes a change of p_i. Strengths add where repeated
+    filtering would lose what each step clamps; so a record's 14 weights and 14 strengths say
+    all, and at full resolution each filter acts once.
+    """
+
+    def __init__(self, config: ADTConfig | None = None, *, seed: int = 0) -> None:
+        super().__init__()
+        self.adt = ADT(config, seed=seed)
+        self.coordinator = Coordinator(seed=seed)
+
+    def small(self, images: Tensor) -> Tensor:
+        """The images at the size at which strengths are regressed."""
+        size = (self.adt.config.size,) * 2
+        if images.shape[-2:] == size:
+            return images
+        # clamp: antialiasing may overshoot by a rounding
+        return F.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1)
+
+    def reverse(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """T reverse steps of each filter from small images.
+
+        images: (N,3,S,S). Returns: strengths (14,N) and the 14 results y_i (N,3,S,S).
+        """
+        p = images.new_zeros(len(FILTERS), len(images))
+        results: list[Tensor] = []
+        for t in range(self.adt.config.steps, 0, -1):
+            p = bounded(p + self.adt(results or images, t), -1, 1)
+            results = [f(images, p[i]) for i, f in enumerate(FILTERS.values())]
+        return p, results
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Plan]:
+        """Free example and plan, differentiable: for training.
+
+        images: (N,3,H,W). Strengths and weights are found at the small size and act at H×W.
+        Returns: y (N,3,H,W) and the plan.
+        """
+        small = self.small(images)
+        p, results = self.reverse(small)
+        plan = Plan(self.coordinator(small, torch.stack(results), p), p.T)
+        if small is not images:
+            return combine(images, plan), plan
+        parts = (y * w.view(-1, 1, 1, 1) for y, w in zip(results, plan.weights.T, strict=True))
+        return clamp_through(sum(parts, start=torch.zeros_like(images))), plan
+
+    @torch.no_grad()
+    def plan(self, images: Tensor) -> Plan:
+        """Weights and strengths for images (N,3,H,W) of any one size."""
+        return self(self.small(images))[1]
+
+
+@torch.no_grad()
+def generate(
+    attacker: DA3Attacker,
+    victim: Victim,
+    images: Tensor,
+    *,
+    objective: Objective,
+    refine: int = 0,
+) -> Examples:
+    """Make the adversarial examples of a batch at its own resolution.
+
+    images: (N,3,H,W) in [0,1] on the 8-bit grid. refine: 0, or k: of k points on the segment from
+    x to y (its end among them) keep the one that the victim scores best, k queries per image.
+    """
+    if refine < 0:
+        raise ValueError(f"refine must be ≥ 0, got {refine}")
+    plan = attacker.plan(images)
+    free = combine(images, plan)
+    ones = images.new_ones(len(images))
+    if objective.min_psnr is None:
+        end, kept = quantize(free), ones
+    else:
+        end, kept = draw_back(images, free, objective.min_psnr)
+    clean, best = victim(images), victim(end)
+    sign = 1 if objective.direction == "raise" else -1
+    queries, whole = 1, kept
+    for k in range(1, refine):
+        part = whole * k / refine
+        point = quantize(towards(images, free, part))
+        score = victim(point)
+        better = sign * score > sign * best
+        best = torch.where(better, score, best)
+        end = torch.where(better.view(-1, 1, 1, 1), point, end)
+        kept = torch.where(better, part, kept)
+        queries += 1
+    return Examples(end, plan, clean, best, kept, queries)

@@ -1,0 +1,116 @@
+"""Robustness of a victim on real photographs, with the ablations of Tables VI and VIII.
+
+Runs the stages of params/livec.yaml under .cache/livec, then again without pretraining and without
+the condition, and with refine 4. Prints Markdown tables. Everything finished is kept: a second run
+only prints. The photographs are looked for in $VENEER_LIVEC, else where the parameters say.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from pipelines.cli import run
+from pipelines.params import Params, load_params
+from pipelines.report import pretrain_table, robustness_table
+from pipelines.stages.attack import run_attack
+from pipelines.stages.common import Layout
+from pipelines.stages.evaluate import run_evaluate
+from pipelines.stages.import_ import run_import
+from pipelines.stages.perturb import run_perturb
+from pipelines.stages.pretrain import run_pretrain
+from pipelines.stages.train_victim import run_train_victim
+
+SHARED = ("datasets/clean", "datasets/pretrain", "models/victims")
+
+
+def changed(params: Params, **sections: dict[str, object]) -> Params:
+    """The parameters with some values of some sections replaced."""
+    updates = {
+        name: getattr(params, name).model_copy(update=values) for name, values in sections.items()
+    }
+    return params.model_copy(update=updates)
+
+
+def beside(layout: Layout, name: str) -> Layout:
+    """A root of its own for a variant that shares data and victims with `layout`."""
+    root = layout.root / "variants" / name
+    for folder in SHARED:
+        link = root / folder
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to((layout.root / folder).resolve())
+    return Layout(root)
+
+
+def prepare(params: Params, layout: Layout) -> None:
+    """Data and victims, once for all variants."""
+    options = dict(params.source.options)
+    if "VENEER_LIVEC" in os.environ and params.source.name == "livec":
+        options["root"] = os.environ["VENEER_LIVEC"]
+    run_import(
+        source=params.source.name,
+        options=options,
+        out=layout.clean,
+        work_root=layout.work,
+        splits=params.import_.splits.model_dump(),
+        seed=params.seed,
+        shard_size=params.import_.shard_size,
+        workers=params.engine.workers,
+        min_side=params.import_.min_side,
+    )
+    for name in params.attack.victims:
+        report = layout.reports / "victims" / f"{name}.json"
+        if not report.exists():
+            run_train_victim(params, layout, name)
+        print(f"\nVictim {name}: {report.read_text()}")
+    run_perturb(params, layout)
+
+
+def measure(title: str, params: Params, layout: Layout) -> None:
+    """Attack, evaluate and print one variant."""
+    began = time.perf_counter()
+    if params.attack.pretrained:
+        report = run_pretrain(params, layout)
+        print(f"\n### Stage 1, {title}\n\n{pretrain_table(report)}", flush=True)
+    for victim in params.attack.victims:
+        for mode in params.attack.modes:
+            run_attack(params, layout, victim, mode)
+    table = robustness_table(run_evaluate(params, layout))
+    took = time.perf_counter() - began
+    print(f"\n### {title}\n\n{table}\n\n{took:.0f} s in this run", flush=True)
+
+
+def main() -> None:
+    """Run all variants, or those named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params/livec.yaml"))
+    parser.add_argument("--root", type=Path, default=Path(".cache/livec"))
+    names = ("full", "refine", "scratch", "unconditioned")
+    parser.add_argument("--variants", nargs="+", choices=names, default=names)
+    arguments = parser.parse_args()
+    params, layout = load_params(arguments.params), Layout(arguments.root)
+    prepare(params, layout)
+    if "full" in arguments.variants:
+        measure("DA3Attacker", params, layout)
+    if "refine" in arguments.variants:
+        refined = beside(layout, "refine")
+        # The same trained attackers: only the choice on the segment differs.
+        for folder in (".cache", "models/da3"):
+            link = refined.root / folder
+            if not link.is_symlink():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to((layout.root / folder).resolve())
+        measure("with refine 4", changed(params, attack={"refine": 4}), refined)
+    one = {"modes": ["unrestricted"]}
+    if "scratch" in arguments.variants:
+        scratch = changed(params, attack={**one, "pretrained": False})
+        measure("without pretraining (Table VI)", scratch, beside(layout, "scratch"))
+    if "unconditioned" in arguments.variants:
+        bare = changed(params, attack=one, adt={"condition": False})
+        measure("condition: false (Table VIII)", bare, beside(layout, "unconditioned"))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,1 @@
+"""What makes victims safer: detectors, fine-tuning, scanners."""

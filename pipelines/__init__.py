@@ -1,0 +1,1 @@
+"""Files and orchestration: everything that touches disk, the network or a server."""

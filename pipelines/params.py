@@ -1,0 +1,255 @@
+"""params.yaml as frozen models: the only place where configuration is read."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipelines.errors import InputError
+
+Mode = Literal["restricted", "unrestricted"]
+
+
+def _number(value: Any) -> Any:
+    """A float for text that YAML should have read as one (2e-4), else the value itself."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers_are_floats(cls, values: Any) -> Any:
+        # YAML reads 1 as an integer and 2e-4 (no dot) as text; both mean a float here.
+        if not isinstance(values, dict):
+            return values
+        out = dict(values)
+        for name, field in cls.model_fields.items():
+            value = out.get(name)
+            if field.annotation in (float, float | None) and isinstance(value, (int, str)):
+                if isinstance(value, bool):
+                    continue
+                out[name] = _number(value)
+        return out
+
+
+class Source(_Section):
+    """Which photographs: an importer of pipelines.sources and its arguments."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class Splits(_Section):
+    """Shares of the photographs in each split."""
+
+    train: float = Field(0.7, gt=0, lt=1)
+    validation: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.2, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"train + validation + test must be 1, got {total:g}")
+        return self
+
+
+class Import(_Section):
+    """How photographs are stored. min_side: smaller ones are rejected, pixels."""
+
+    splits: Splits = Splits()
+    shard_size: int = Field(64, ge=1)
+    min_side: int = Field(32, ge=16)
+
+
+class Engine(_Section):
+    """workers: processes that make shards. threads: torch threads of a training; they change
+    the order of sums, so they are a parameter and not the number of cores at hand. dtype: of the
+    latent spaces; auto takes bfloat16 where the processor multiplies it: about twice as fast."""
+
+    workers: int = Field(2, ge=1)
+    threads: int = Field(2, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class VictimParams(_Section):
+    """One victim: what builds it and how it is trained (arguments of train_victim)."""
+
+    model: dict[str, Any]
+    training: dict[str, Any] = {}
+
+    @field_validator("training", mode="after")
+    @classmethod
+    def _text_is_a_number(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {k: _number(v) if isinstance(v, str) else v for k, v in values.items()}
+
+
+class Perturb(_Section):
+    """Forward process of the cold diffusion. per_filter: perturbed copies of each photograph per
+    filter, their steps drawn in turn. size: side in pixels at which they are stored."""
+
+    per_filter: int = Field(1, ge=1)
+    shard_size: int = Field(256, ge=1)
+    limit: int | None = Field(None, ge=1)
+
+
+class ADTParams(_Section):
+    """Shape of the Attack Diffusion Transformer and its ablation switches."""
+
+    size: int = Field(224, ge=32, multiple_of=32)
+    steps: int = Field(3, ge=1)
+    width: int = Field(256, ge=4, multiple_of=4)
+    depth: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    mlp_ratio: int = Field(2, ge=1)
+    shift: bool = True
+    scale: bool = True
+    gate: bool = True
+    condition: bool = True
+
+
+class Pretrain(_Section):
+    """First stage. batch_size: images per filter and step."""
+
+    epochs: int = Field(5, ge=0)
+    batch_size: int = Field(8, ge=1)
+    lr: float = Field(2e-4, gt=0)
+    patience: int = Field(4, ge=0)
+
+
+class ObjectiveParams(_Section):
+    """Formula 6: see attackers.objectives.Objective."""
+
+    eta: float = Field(3.0, ge=0)
+    alpha: float = Field(0.0, ge=0)
+    lam: float = Field(0.1, ge=0)
+    pixels: float = Field(1.0, gt=0, le=1)
+    min_psnr: float | None = Field(None, gt=0, lt=100)
+
+
+class Attack(_Section):
+    """Second stage and generation.
+
+    victims, modes: what is attacked and how; each pair is a DVC stage. objectives: per mode.
+    protocol: split (train DA3 on train and validation, report on test) or paper (report on images
+    that the victim was trained on, train DA3 on the others). held_out: images of the fixed
+    validation subset of ART. refine: k score-only queries per image, 0 as in the paper.
+    score_only: hide the victim's gradient and estimate it with `queries` calls per image.
+    size: side in pixels of the pictures that the second stage trains on, best the victim's own;
+    null is the ADT's size.
+    """
+
+    victims: list[str] = Field(min_length=1)
+    modes: list[Mode] = Field(min_length=1)
+    objectives: dict[Mode, ObjectiveParams]
+    direction: Literal["raise", "lower"] = "raise"
+    protocol: Literal["split", "paper"] = "split"
+    pretrained: bool = True
+    epochs: int = Field(5, ge=0)
+    batch_size: int = Field(8, ge=1)
+    lr: float = Field(2e-4, gt=0)
+    patience: int = Field(4, ge=0)
+    held_out: int = Field(32, ge=1)
+    refine: int = Field(0, ge=0)
+    score_only: bool = False
+    queries: int = Field(8, ge=2, multiple_of=2)
+    shard_size: int = Field(32, ge=1)
+    size: int | None = Field(None, ge=32)
+
+    @model_validator(mode="after")
+    def _modes_have_objectives(self) -> Self:
+        for mode in self.modes:
+            if mode not in self.objectives:
+                raise ValueError(f"objectives must have an entry for mode {mode}")
+        return self
+
+
+class Evaluate(_Section):
+    """by: whether poor images are told by the victim's own score or by their MOS (BASR)."""
+
+    by: Literal["score", "mos"] = "score"
+
+
+class Params(_Section):
+    """All parameters of the pipeline."""
+
+    seed: int = Field(0, ge=0)
+    source: Source
+    import_: Import = Field(Import(), alias="import")
+    engine: Engine = Engine()
+    victims: dict[str, VictimParams]
+    perturb: Perturb = Perturb()
+    adt: ADTParams = ADTParams()
+    pretrain: Pretrain = Pretrain()
+    attack: Attack
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _attacked_victims_exist(self) -> Self:
+        for name in self.attack.victims:
+            if name not in self.victims:
+                known = ", ".join(self.victims)
+                raise ValueError(f"attack.victims must be among {known}, got {name!r}")
+        return self
+
+    def victim(self, name: str) -> VictimParams:
+        """The victim of that name; InputError names those that there are."""
+        if name not in self.victims:
+            known = ", ".join(self.victims)
+            raise InputError(f"victim must be one of {known}; got {name!r}")
+        return self.victims[name]
+
+    def mode(self, name: str) -> Mode:
+        """The attack mode of that name; InputError names those that have objectives."""
+        for mode in self.attack.objectives:
+            if mode == name:
+                return mode
+        known = ", ".join(self.attack.objectives)
+        raise InputError(f"mode must be one of {known} (attack.objectives), got {name!r}")
+
+
+def load_params(path: Path) -> Params:
+    """Read a parameter file. InputError says in a sentence which value breaks which rule."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"params must be a readable file, got {path} ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} must be UTF-8 text: {error.reason}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise InputError(
+            f"{path} must be YAML: {getattr(error, 'problem', error)}{where}"
+        ) from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must be a mapping of sections, got {type(values).__name__}")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_sentence(path, error)) from None
+
+
+def _sentence(path: Path, error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"])
+    rule = first["msg"].removeprefix("Value error, ")
+    rule = re.sub(r"^\w+ should ", "", rule)  # "Input should be ...", "List should have ..."
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "missing":
+        return f"{path}: {where} is required{more}"
+    if first["type"] == "extra_forbidden":
+        return f"{path}: {where} is not a parameter{more}"
+    must = rule if first["type"] == "value_error" else f"must {rule}"
+    value = first["input"]
+    shown = f", got {value!r}" if not isinstance(value, dict) else ""
+    # A rule between sections has no place of its own; its text names the parameter.
+    return f"{path}: {f'{where} ' if where else ''}{must}{shown}{more}"

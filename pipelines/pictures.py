@@ -1,0 +1,90 @@
+"""Pictures of a data set folder as training loops want them: uint8 tensors of one size."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from pipelines.errors import InputError
+from pipelines.images import decode_png, to_tensor
+from pipelines.provenance import Manifest
+from pipelines.shards import ShardIndex
+from victims.base import resize
+
+CACHE_BYTES = 2 * 1024**3  # pictures that fit are decoded once
+
+
+def squash(image: Tensor, size: int) -> Tensor:
+    """(3,H,W) in [0,1] to uint8 (3,size,size), bilinear with antialiasing, rounded."""
+    small = resize(image.unsqueeze(0), size)[0]
+    return small.clamp(0, 1).mul(255).round().byte()
+
+
+class Pictures:
+    """The pictures of some splits, squashed to size × size, in order of key.
+
+    An integer gives (image, mos, std) for the training of victims; a tensor of indices gives the
+    batch uint8 (N,3,size,size). Decodes on demand; keeps what it decoded while the whole set fits
+    CACHE_BYTES. May be sent to a worker process.
+    """
+
+    def __init__(self, folder: Path, splits: Sequence[str], size: int) -> None:
+        self.index = ShardIndex(folder, splits)
+        self.keys = sorted(self.index.records)
+        if not self.keys:
+            raise InputError(
+                f"{folder} must hold pictures of split {' or '.join(splits)}, got none"
+            )
+        self.size = size
+        fits = len(self.keys) * 3 * size * size <= CACHE_BYTES
+        self._cache: dict[int, Tensor] | None = {} if fits else None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def image(self, index: int) -> Tensor:
+        """One picture: uint8 (3,size,size)."""
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        pixels = decode_png(self.index.image_bytes(self.keys[index]))
+        image = squash(to_tensor(pixels), self.size)
+        if self._cache is not None:
+            self._cache[index] = image
+        return image
+
+    def __getitem__(self, index: Any) -> Any:
+        """(image, mos, std) of an index, or a batch of images for a tensor of indices."""
+        if isinstance(index, Tensor):
+            return torch.stack([self.image(i) for i in index.tolist()])
+        record = self.index.records[self.keys[index]]
+        low, high = record["score_low"], record["score_high"]
+        # Where opinions have no spread known, a tenth of the scale is what IQA studies find least.
+        std = record["mos_std"] if record["mos_std"] is not None else (high - low) / 10
+        return self.image(index), record["mos"], std
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None if self._cache is None else {}}
+
+
+def read_manifest(folder: Path, made_by: str) -> Manifest:
+    """The manifest of an input data set; InputError names the stage that would make it."""
+    try:
+        return Manifest.read(folder)
+    except OSError:
+        raise InputError(
+            f"{folder} must be a finished data set, got none there: run `veneer {made_by}` first"
+        ) from None
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"]
+        raise InputError(
+            f"{folder} must hold a whole manifest.json, got {reason}: run `veneer {made_by}` again"
+        ) from None
+
+
+def batches_of(keys: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
+    """Cut keys into runs of `size`."""
+    for start in range(0, len(keys), size):
+        yield tuple(keys[start : start + size])

@@ -1,0 +1,140 @@
+"""What every source of photographs gives, and how photographs are divided into splits."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.errors import InputError
+from pipelines.provenance import ScaleInfo
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp", ".apng"}
+)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A picture with its score: the bytes of a file, or uint8 (H,W,3) pixels."""
+
+    data: bytes | np.ndarray
+    mos: float
+    mos_std: float | None
+    n_votes: int | None
+
+
+@dataclass(frozen=True)
+class SourceItem:
+    """One picture of a source.
+
+    `group` names the photograph it belongs to; `load` reads it and can be sent to another
+    process; `version` changes when the picture or its score does; `split` is set where the source
+    prescribes it.
+    """
+
+    source_id: str
+    group: str
+    load: Callable[[], Photo]
+    version: str
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceListing:
+    """All pictures of a source in a fixed order, and those dropped up front: (source_id, why)."""
+
+    items: list[SourceItem]
+    scale: ScaleInfo
+    rejects: list[tuple[str, str]] = field(default_factory=list)
+
+
+def file_item(
+    path: Path,
+    source_id: str,
+    *,
+    mos: float,
+    mos_std: float | None,
+    n_votes: int | None,
+    group: str | None = None,
+    split: str | None = None,
+) -> SourceItem:
+    """An item that is an image file; without `group` the file is a photograph of its own."""
+    stat = path.stat()
+    return SourceItem(
+        source_id=source_id,
+        group=source_id if group is None else group,
+        load=partial(_read_photo, path, mos, mos_std, n_votes),
+        # Cheaper than a hash of every file, and enough to know whether work can be resumed.
+        version=f"{stat.st_size}:{stat.st_mtime_ns}:{mos!r}:{mos_std!r}:{n_votes!r}",
+        split=split,
+    )
+
+
+def _read_photo(path: Path, mos: float, mos_std: float | None, n_votes: int | None) -> Photo:
+    return Photo(path.read_bytes(), mos, mos_std, n_votes)
+
+
+def named(values: Sequence[object], limit: int = 5) -> str:
+    """The number of values and the first few of them, for an error message."""
+    first = ", ".join(str(value) for value in values[:limit])
+    return f"{len(values)} ({first}{', ...' if len(values) > limit else ''})"
+
+
+def assign_splits(groups: Sequence[str], fractions: Mapping[str, float], seed: int) -> list[str]:
+    """The split of each item, given the group (photograph) of each.
+
+    Groups are put in the order of the SHA-256 of (seed, group) and dealt out whole, so that every
+    split has its fraction of the items to within the largest group. Raises InputError when the
+    fractions are not positive with sum 1 or a split would be empty.
+    """
+    if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise InputError(f"splits must be fractions above 0 with sum 1, got {dict(fractions)}")
+    sizes: dict[str, int] = {}
+    for group in groups:
+        sizes[group] = sizes.get(group, 0) + 1
+    order = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}\0{group}".encode()).digest())
+    names = list(fractions)
+    bounds = np.cumsum([fractions[name] for name in names])[:-1]
+    chosen, before = {}, 0
+    for group in order:
+        middle = (before + sizes[group] / 2) / len(groups)
+        chosen[group] = names[int(np.searchsorted(bounds, middle, side="right"))]
+        before += sizes[group]
+    empty = [name for name in names if name not in chosen.values()]
+    if empty:
+        raise InputError(
+            f"splits must all get a photograph, got none for {', '.join(empty)} "
+            f"with {len(sizes)} photographs and fractions {dict(fractions)}"
+        )
+    return [chosen[group] for group in groups]
+
+
+def resolve_splits(
+    items: Sequence[SourceItem], fractions: Mapping[str, float], seed: int
+) -> list[str]:
+    """The split of each item: as the source prescribes (for all items or none), else assigned.
+
+    Raises InputError when a photograph is prescribed to two splits.
+    """
+    given = [item.split for item in items if item.split is not None]
+    if not given:
+        return assign_splits([item.group for item in items], fractions, seed)
+    if len(given) < len(items):
+        raise InputError(
+            f"split must be given for all pictures or none, got {len(given)} of {len(items)}"
+        )
+    odd = sorted({split for split in given if not re.fullmatch(r"\w+", split)})
+    if odd:
+        raise InputError(f"split must be letters, digits and underscores, got {odd[0]!r}")
+    chosen: dict[str, str] = {}
+    for item, split in zip(items, given, strict=True):
+        if chosen.setdefault(item.group, split) != split:
+            raise InputError(
+                f"split must be the same for all pictures of a photograph, got "
+                f"{chosen[item.group]} and {split} for {item.group!r}"
+            )
+    return given

@@ -1,0 +1,146 @@
+"""Stage `pretrain`: first stage of DA3Attacker on the perturbed photographs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attackers.adt import ADT, ADTConfig
+from attackers.filters import FILTER_NAMES
+from attackers.pretraining import Pairs, held_out_errors, pretrain
+from pipelines.images import decode_png
+from pipelines.models import TrainingFolder, load_weights, save_model
+from pipelines.params import Params
+from pipelines.pictures import Pictures, read_manifest
+from pipelines.provenance import code_version, fingerprint
+from pipelines.shards import ShardIndex, atomic_file
+from pipelines.stages.common import (
+    Layout,
+    chosen_dtype,
+    device,
+    epoch_reporter,
+    hardware,
+    precision,
+    torch_threads,
+)
+
+STAGE = "pretrain"
+_CODE = (
+    "attackers.adt",
+    "attackers.priors",
+    "attackers.filters",
+    "attackers.pretraining",
+    "attackers.loop",
+    "pipelines.pictures",
+    "victims.base",  # its resize
+)
+
+
+class PerturbedPairs:
+    """Perturbed pictures x_t with their photographs x_0, by filter and step."""
+
+    def __init__(self, perturbed: Path, clean: Path, split: str, size: int, batch: int) -> None:
+        self.index = ShardIndex(perturbed, [split])
+        self.clean = Pictures(clean, [split], size)
+        self.batch = batch
+        self._place = {key: i for i, key in enumerate(self.clean.keys)}
+        self.groups: dict[tuple[str, int], list[str]] = {}
+        for key in sorted(self.index.records):
+            record = self.index.records[key]
+            self.groups.setdefault((record["filter"], record["step"]), []).append(key)
+        self.steps = sorted({step for _, step in self.groups})
+
+    def _pair(self, keys: list[str]) -> tuple[Tensor, Tensor]:
+        made = [torch.from_numpy(decode_png(self.index.image_bytes(k))) for k in keys]
+        parents = torch.tensor([self._place[self.index.records[k]["parent_key"]] for k in keys])
+        perturbed = torch.stack(made).permute(0, 3, 1, 2).float() / 255
+        return perturbed.to(device()), self.clean[parents].float().to(device()) / 255
+
+    def epoch(self, seed: int) -> Iterator[tuple[int, Pairs]]:
+        """Every sample once, groups that are smaller begin again; order drawn from the seed."""
+        generator = torch.Generator().manual_seed(seed)
+        order = {
+            group: torch.randperm(len(keys), generator=generator).tolist()
+            for group, keys in self.groups.items()
+        }
+        rounds = -(-max(len(keys) for keys in self.groups.values()) // self.batch)
+        for i in range(rounds):
+            for step in self.steps:
+                pairs = {}
+                for name in FILTER_NAMES:
+                    keys, places = self.groups.get((name, step), []), order.get((name, step), [])
+                    if keys:
+                        some = range(i * self.batch, (i + 1) * self.batch)
+                        made, clean = self._pair([keys[places[j % len(keys)]] for j in some])
+                        if torch.rand((), generator=generator) < 0.5:  # mirrored, both
+                            made, clean = made.flip(3), clean.flip(3)
+                        pairs[name] = (made, clean)
+                yield step, pairs
+
+    def all(self) -> Iterator[tuple[int, Pairs]]:
+        """Every sample exactly once, in order of key."""
+        for (name, step), keys in sorted(self.groups.items()):
+            for start in range(0, len(keys), 64):
+                yield step, {name: self._pair(keys[start : start + 64])}
+
+
+def run_pretrain(params: Params, layout: Layout) -> dict[str, Any]:
+    """Train the 14 latent spaces to undo their filters; test the result on held-out photographs.
+
+    Trains on split train, keeps the epoch that is best on validation, reports on test. Writes
+    models/da3/pretrained and reports/pretrain.json, and returns the latter.
+    """
+    manifest = read_manifest(layout.perturbed, "perturb")
+    config = ADTConfig(**params.adt.model_dump())
+    settings = params.pretrain
+    dtype = chosen_dtype(params.engine.dtype)
+    mark = fingerprint(
+        adt=params.adt.model_dump(),
+        pretrain=settings.model_dump(),
+        seed=params.seed,
+        inputs=manifest.content_sha256,
+        threads=params.engine.threads,
+        dtype=dtype,
+        code=code_version(__name__, *_CODE),
+    )
+    work = TrainingFolder(layout.work, STAGE, "pretrained", mark)
+    adt = ADT(config, seed=params.seed).to(device())
+    adt.precision = precision(dtype)
+
+    def pairs(split: str) -> PerturbedPairs:
+        return PerturbedPairs(
+            layout.perturbed, layout.clean, split, config.size, settings.batch_size
+        )
+
+    with torch_threads(params.engine.threads):
+        if not work.finished:
+            train, validation = pairs("train"), pairs("validation")
+            history = pretrain(
+                adt,
+                lambda epoch: train.epoch(params.seed * 100_003 + epoch),
+                validation.all,
+                epochs=settings.epochs,
+                lr=settings.lr,
+                patience=settings.patience,
+                resume=work.checkpoint(),
+                save=work.save,
+                report=epoch_reporter(STAGE, settings.epochs, ("loss",)),
+            )
+            save_model(adt, work.model, {"seed": params.seed}, history)
+        load_weights(adt, work.model, STAGE)
+        rows = held_out_errors(adt, pairs("test").all())
+    work.publish(layout.pretrained)
+    report = {
+        "data": manifest.parameters,
+        "hardware": hardware(),
+        "seed": params.seed,
+        "split": "test",
+        "filters": rows,
+    }
+    layout.reports.mkdir(parents=True, exist_ok=True)
+    with atomic_file(layout.reports / "pretrain.json") as file:
+        file.write((json.dumps(report, indent=2) + "\n").encode())
+    return report

@@ -1,0 +1,98 @@
+"""Stage `train_victim@name`: a model that scores pictures, trained on the clean data set."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import InputError
+from pipelines.params import Params
+from pipelines.pictures import Pictures, read_manifest
+from pipelines.shards import atomic_file
+from pipelines.stages.common import Layout, device, epoch_reporter, hardware, torch_threads
+from victims.base import score_images
+from victims.metrics import agreement
+from victims.nima import Nima
+from victims.registry import build_victim, save_victim, victim_sha256
+from victims.training import train_victim
+
+
+def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any]:
+    """Train victim `name` on train, choose its epoch on validation, report on test.
+
+    Writes models/victims/<name> and reports/victims/<name>.json. Returns the report.
+    """
+    settings = params.victim(name)
+    manifest = read_manifest(layout.clean, "import")
+    _check_writable(layout.victim(name))
+    scale = {"low": manifest.scale.low, "high": manifest.scale.high}
+    with torch_threads(params.engine.threads):
+        victim = build_victim({"scale": scale, "name": name, **settings.model}, seed=params.seed)
+        if not isinstance(victim, Nima):
+            raise InputError(
+                f"victims.{name}.model.kind must be one that trains (nima), "
+                f"got {settings.model.get('kind')!r}"
+            )
+        victim.to(device())
+        pictures = {
+            split: Pictures(layout.clean, [split], victim.input_size)
+            for split in ("train", "validation", "test")
+        }
+        try:
+            epochs = int(settings.training.get("epochs", 10))
+            result = train_victim(
+                victim,
+                pictures["train"],
+                pictures["validation"],
+                seed=params.seed,
+                progress=epoch_reporter(f"train_victim {name}", epochs, ("loss", "srcc", "rmse")),
+                **settings.training,
+            )
+        except TypeError as error:
+            raise InputError(f"victims.{name}.training must fit train_victim: {error}") from None
+        scores = {
+            split: score_images(
+                victim, [p.image(i) for i in range(len(p))], batch_size=32, device=victim.device
+            ).numpy()
+            for split, p in pictures.items()
+            if split != "train"
+        }
+    save_victim(victim, layout.victim(name))
+    report = {
+        "victim": name,
+        "model": settings.model,
+        "best_epoch": result.best_epoch,
+        "victim_sha256": victim_sha256(layout.victim(name)),
+        "data": manifest.parameters["source"],
+        "label_source": manifest.scale.label_source,
+        "seed": params.seed,
+        "hardware": hardware(),
+        **{
+            split: {"n": len(p), **_agreement(scores[split], p, victim)}
+            for split, p in pictures.items()
+            if split != "train"
+        },
+    }
+    folder = layout.reports / "victims"
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / f"{name}.json") as file:
+        file.write((json.dumps(report, indent=2) + "\n").encode())
+    return report
+
+
+def _check_writable(folder: Path) -> None:
+    """Found out before the training rather than after it."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        reason = "a file is in its place" if folder.is_file() else None
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise InputError(f"model folder {folder} must be one that can be written ({reason})")
+
+
+def _agreement(scores: Any, pictures: Pictures, victim: Nima) -> dict[str, float | None]:
+    mos = [pictures.index.records[key]["mos"] for key in pictures.keys]
+    # JSON has no NaN, which a correlation is where all scores are equal.
+    rows = agreement(scores, mos, victim.scale)
+    return {name: None if math.isnan(value) else value for name, value in rows.items()}

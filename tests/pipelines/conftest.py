@@ -1,0 +1,23 @@
+from typing import Any
+
+import pytest
+import tiny
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> tuple[tiny.Project, dict[str, Any]]:
+    """The tiny project after all stages, and what each stage returned. Not to be changed."""
+    project = tiny.new_project(tmp_path_factory.mktemp("tiny") / "project")
+    return project, tiny.run_all(project)
+
+
+@pytest.fixture(scope="session")
+def project(finished) -> tiny.Project:
+    """The tiny project after all stages. Not to be changed: copy it."""
+    return finished[0]
+
+
+@pytest.fixture(scope="session")
+def results(finished) -> dict[str, Any]:
+    """What each stage of the tiny project returned."""
+    return finished[1]

@@ -1,0 +1,1 @@
+"""Models under attack: differentiable scorers that own their range and preprocessing."""

@@ -1,0 +1,71 @@
+"""How well the scores of a victim agree with people."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from victims.base import ScoreScale
+
+
+def srcc(scores: ArrayLike, mos: ArrayLike) -> float:
+    """Spearman's rank correlation, in [-1, 1]; NaN with a warning if either side is constant."""
+    return _correlation(stats.spearmanr, scores, mos)
+
+
+def lcc(scores: ArrayLike, mos: ArrayLike) -> float:
+    """Pearson's linear correlation, in [-1, 1]; NaN with a warning if either side is constant."""
+    return _correlation(stats.pearsonr, scores, mos)
+
+
+def rmse(scores: ArrayLike, mos: ArrayLike) -> float:
+    """Root mean squared error, in units of the scale."""
+    left, right = _pair(scores, mos)
+    return float(np.sqrt(np.mean((left - right) ** 2)))
+
+
+def binary_accuracy(scores: ArrayLike, mos: ArrayLike, threshold: float) -> float:
+    """Share of images that scores and people put on the same side (>= threshold is good)."""
+    left, right = _pair(scores, mos)
+    return float(np.mean((left >= threshold) == (right >= threshold)))
+
+
+def agreement(scores: ArrayLike, mos: ArrayLike, scale: ScoreScale) -> dict[str, float]:
+    """Compute all four: srcc, lcc, rmse and accuracy at the threshold of the scale."""
+    return {
+        "srcc": srcc(scores, mos),
+        "lcc": lcc(scores, mos),
+        "rmse": rmse(scores, mos),
+        "accuracy": binary_accuracy(scores, mos, scale.threshold),
+    }
+
+
+def _pair(scores: ArrayLike, mos: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Check both sides: one finite number per image, at least one image."""
+    left, right = np.asarray(scores, dtype=np.float64), np.asarray(mos, dtype=np.float64)
+    if left.ndim != 1 or left.shape != right.shape or not len(left):
+        raise ValueError(
+            "scores and mos must be two lists of the same length, at least 1, "
+            f"got shapes {left.shape} and {right.shape}"
+        )
+    for name, values in (("scores", left), ("mos", right)):
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise ValueError(
+                f"{name} must be finite, got {values[bad[0]]} at index {bad[0]} "
+                f"({len(bad)} of {len(values)} are not)"
+            )
+    return left, right
+
+
+def _correlation(measure: object, scores: ArrayLike, mos: ArrayLike) -> float:
+    left, right = _pair(scores, mos)
+    if np.ptp(left) == 0 or np.ptp(right) == 0:
+        side = "scores" if np.ptp(left) == 0 else "mos"
+        warnings.warn(f"correlation is undefined: all {side} are equal", stacklevel=3)
+        return float("nan")
+    assert callable(measure)
+    return float(measure(left, right).statistic)

@@ -1,0 +1,155 @@
+"""The table of victims, and the folders they are kept in."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from victims.base import ScoreScale, TorchVictim
+from victims.nima import Nima
+from victims.toy import BrightnessVictim, LinearVictim
+
+# kind -> class; the remaining keys of a config are its arguments.
+VICTIMS: dict[str, Callable[..., TorchVictim]] = {
+    "nima": Nima,
+    "toy-linear": LinearVictim,
+    "toy-brightness": BrightnessVictim,
+}
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def build_victim(config: Mapping[str, Any], seed: int = 0) -> TorchVictim:
+    """Build a victim from its description; random weights come from the seed alone.
+
+    config: "kind" (a key of VICTIMS), "scale" (a ScoreScale, or a mapping with low, high and, if
+    it is not 0.55 of the range, threshold), and the arguments of the class of that kind.
+    Raises: ValueError for an unknown kind or argument, or a missing one.
+    """
+    arguments = dict(config)
+    kind, scale = arguments.pop("kind", None), arguments.pop("scale", None)
+    if kind not in VICTIMS:
+        raise ValueError(f"victim must be one of {', '.join(VICTIMS)}, got {kind!r}")
+    signature = inspect.signature(VICTIMS[kind])
+    scale = _scale(scale)
+    try:
+        signature.bind(scale, **arguments)
+    except TypeError as error:
+        known = ", ".join(name for name in signature.parameters if name != "scale")
+        raise ValueError(
+            f"config of a {kind} victim must have arguments among {known}, got: {error}"
+        ) from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VICTIMS[kind](scale, **arguments)
+
+
+def save_victim(victim: TorchVictim, folder: Path | str) -> None:
+    """Write model.safetensors and config.json, the same bytes for the same victim.
+
+    The folder appears whole or not at all; one that exists is replaced.
+    """
+    folder = Path(folder)
+    scale = {
+        "low": victim.scale.low,
+        "high": victim.scale.high,
+        "threshold": victim.scale.threshold,
+    }
+    config = json.dumps(victim.config() | {"scale": scale}, indent=2, sort_keys=True) + "\n"
+    state = {name: tensor.cpu().contiguous() for name, tensor in victim.state_dict().items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        for name, content in ((WEIGHTS, save(state)), (CONFIG, config.encode())):
+            with (new / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():
+            shutil.move(folder, old)
+        new.rename(folder)
+
+
+def load_victim(folder: Path | str, device: torch.device | str = "cpu") -> TorchVictim:
+    """Load a victim that `save_victim` wrote, ready for scoring and attacks.
+
+    Raises: ValueError if a file is missing or damaged, or the weights do not match the config.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    if "pretrained" in config:
+        config["pretrained"] = "none"  # The weights come from the folder.
+    victim = build_victim(config)
+    try:
+        state = load_file(_file(folder, WEIGHTS))
+    except SafetensorError as error:
+        raise ValueError(
+            f"weights must be a safetensors file, got {folder / WEIGHTS} ({error})"
+        ) from None
+    _check_state(state, victim.state_dict(), folder / WEIGHTS)
+    victim.load_state_dict(state)
+    victim.freeze()
+    return victim.to(device)
+
+
+def victim_sha256(folder: Path | str) -> str:
+    """SHA-256 (hex) over the config and the weights of a saved victim."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        digest.update(hashlib.sha256(_file(Path(folder), name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _scale(scale: Any) -> ScoreScale:
+    if isinstance(scale, ScoreScale):
+        return scale
+    if not isinstance(scale, Mapping) or not {"low", "high"} <= set(scale) <= {
+        "low",
+        "high",
+        "threshold",
+    }:
+        raise ValueError(f"scale must have low, high and perhaps threshold, got {scale!r}")
+    if "threshold" in scale:
+        return ScoreScale(scale["low"], scale["high"], scale["threshold"])
+    return ScoreScale.of(scale["low"], scale["high"])
+
+
+def _file(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(f"victim folder must hold {WEIGHTS} and {CONFIG}, got none at {path}")
+    return path
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = _file(folder, CONFIG)
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"config must be JSON, got {path} ({error})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"config must be a JSON object, got {path}")
+    return config
+
+
+def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    for name in sorted(expected.keys() | state.keys()):
+        got = tuple(state[name].shape) if name in state else "none"
+        want = tuple(expected[name].shape) if name in expected else "none"
+        if got != want:
+            raise ValueError(
+                f"weights must match the config, got {got} for {want} at {name!r} in {path}"
+            )

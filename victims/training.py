@@ -1,0 +1,185 @@
+"""Trains a victim on images with opinion scores, and keeps the epoch that validates best."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from victims.fitting import FullTask, HeadTask, ScoredImages
+from victims.heads import D10Head, d10_targets, emd_loss
+from victims.metrics import agreement
+from victims.nima import Nima
+
+LOSSES = ("emd", "l1", "mse")
+Row = dict[str, float]
+Batches = Iterator[tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The chosen epoch (0: the weights as they came) and one row of numbers for each epoch.
+
+    A row has epoch, loss (mean over the training images), lr, and srcc, lcc, rmse and accuracy on
+    the validation split.
+    """
+
+    best_epoch: int
+    history: list[Row]
+
+    @property
+    def best(self) -> Row:
+        """Row of the chosen epoch."""
+        return self.history[self.best_epoch]
+
+
+def train_victim(
+    model: Nima,
+    train: ScoredImages,
+    validation: ScoredImages,
+    *,
+    loss: str = "emd",
+    epochs: int = 10,
+    lr: float = 3e-4,
+    head_lr: float | None = None,
+    weight_decay: float = 1e-2,
+    batch_size: int = 16,
+    seed: int = 0,
+    freeze_backbone: bool = False,
+    freeze_batchnorm: bool = True,
+    flip: bool = True,
+    crop: float = 1.0,
+    num_workers: int = 0,
+    progress: Callable[[Row], None] | None = None,
+) -> TrainingResult:
+    """Train a victim in place with AdamW and a cosine schedule; leave its best epoch in it.
+
+    The best epoch is the one of highest SRCC on validation. On a CPU the same seed gives the same
+    weights, whatever the global random state; on a GPU it computes in bfloat16.
+
+    loss: "emd" (D10 heads only), or "l1" or "mse" between scores and mos, as shares of the scale.
+    lr, head_lr: of the backbone and of the head (None: 10 x lr). freeze_backbone: train the head
+    alone, on features computed once (lr, crop and freeze_batchnorm do not apply).
+    freeze_batchnorm: keep the running statistics; right for pretrained weights and small data,
+    wrong from scratch. flip: mirror images at random. crop: least side of a random crop, as a
+    share of the side, in (0, 1]. progress: called with each row of the history.
+    Raises: ValueError for bad arguments, RuntimeError if the loss is not finite.
+    """
+    _check(model, loss, epochs, batch_size, crop)
+    _check_data(train=train, validation=validation)
+    rates = (lr, 10 * lr if head_lr is None else head_lr)
+    with _own_randomness(seed, model.device):
+        task: HeadTask | FullTask
+        if freeze_backbone:
+            task = HeadTask(model, train, validation, batch_size, num_workers, flip)
+        else:
+            task = FullTask(model, train, validation, batch_size, num_workers, flip)
+            task.crop, task.freeze_batchnorm = crop, freeze_batchnorm
+        try:
+            return _fit(task, loss, epochs, rates, weight_decay, seed, progress)
+        finally:
+            task.finish()
+            model.freeze()
+
+
+def training_loss(model: Nima, logits: Tensor, mos: Tensor, std: Tensor, loss: str) -> Tensor:
+    """Compute the loss of logits (N, .) against opinions (N,), as a mean over the batch: ()."""
+    if loss == "emd":
+        return emd_loss(logits.softmax(dim=1), d10_targets(mos, std, model.scale))
+    distance = (model.head.scores(logits) - mos) / model.scale.range
+    return (distance.abs() if loss == "l1" else distance.square()).mean()
+
+
+def _fit(
+    task: HeadTask | FullTask,
+    loss: str,
+    epochs: int,
+    rates: tuple[float, float],
+    weight_decay: float,
+    seed: int,
+    progress: Callable[[Row], None] | None,
+) -> TrainingResult:
+    """Run the epochs, and load the state of the best one."""
+    groups = task.parameters(*rates)
+    optimiser = torch.optim.AdamW(groups, weight_decay=weight_decay)
+    steps = epochs * math.ceil(task.size / task.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
+    generator = torch.Generator().manual_seed(seed)
+    history: list[Row] = []
+    best_epoch, best_srcc, best_state = 0, -math.inf, copy.deepcopy(task.trained.state_dict())
+    for epoch in range(epochs + 1):
+        rate = float(schedule.get_last_lr()[0])
+        row: Row = {"epoch": float(epoch), "loss": math.nan, "lr": rate}
+        if epoch:
+            task.start_epoch()
+            total = 0.0
+            for logits, mos, std in task.batches(generator):
+                value = training_loss(task.model, logits, mos, std, loss)
+                optimiser.zero_grad()
+                value.backward()
+                optimiser.step()
+                schedule.step()
+                total += value.item() * len(mos)
+            row["loss"] = total / task.size
+            if not math.isfinite(total):
+                raise RuntimeError(
+                    f"loss must be finite, got {row['loss']} in epoch {epoch} "
+                    f"(a lower lr than {rates[0]:g}, or head_lr than {rates[1]:g}, may help)"
+                )
+        scores, mos = task.validate()
+        if not np.isfinite(scores).all():
+            raise RuntimeError(
+                f"scores must be finite, got NaN after epoch {epoch} (lower the lr?)"
+            )
+        with warnings.catch_warnings():
+            # An untrained head may give constant scores: srcc NaN, and never the best epoch.
+            warnings.simplefilter("ignore")
+            row |= agreement(scores, mos, task.model.scale)
+        history.append(row)
+        if row["srcc"] > best_srcc:
+            best_epoch, best_srcc = epoch, row["srcc"]
+            best_state = copy.deepcopy(task.trained.state_dict())
+        if progress:
+            progress(row)
+    task.trained.load_state_dict(best_state)
+    return TrainingResult(best_epoch, history)
+
+
+@contextmanager
+def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generator (which dropout draws from), and restore it afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _check(model: Nima, loss: str, epochs: int, batch_size: int, crop: float) -> None:
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    if loss == "emd" and not isinstance(model.head, D10Head):
+        raise ValueError("loss must be l1 or mse for a victim without a D10 head, got 'emd'")
+    if epochs < 0:
+        raise ValueError(f"epochs must be at least 0, got {epochs}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not 0 < crop <= 1:
+        raise ValueError(f"crop must be in (0, 1], got {crop}")
+
+
+def _check_data(**splits: ScoredImages) -> None:
+    for name, split in splits.items():
+        if not len(split):
+            raise ValueError(f"{name} must have at least 1 image, got 0")
+        image = split[0][0]
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(
+                f"{name} must hold uint8 images (3, H, W), got {image.dtype} {tuple(image.shape)}"
+            )
