@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attackers.filters import FILTER_NAMES, bounded
-from attackers.priors import prior, prior_size, statistics
+from attackers.priors import prior, prior_size, shared_parts
 
 PATCH = 32
 
@@ -150,7 +150,7 @@ class ADT(nn.Module):
         if not self.config.condition:
             empty = batches[0].new_zeros(len(batches[0]), prior_size(self.config.grid))
             return [empty] * len(batches)
-        shared = statistics(images) if isinstance(images, Tensor) else None
+        shared = shared_parts(images) if isinstance(images, Tensor) else None
         return [
             prior(name, batch, self.config.grid, shared)
             for name, batch in zip(names, batches, strict=True)
@@ -184,7 +184,8 @@ class ADT(nn.Module):
             token, feature = gate.split([c.grid**2, c.width], dim=-1)
             # A bounded L×D matrix around 1: which areas and which features go on.
             x = x * bounded(1 + token.unsqueeze(-1) + feature.unsqueeze(-2), 0, 2)
-        x = F.layer_norm(x, x.shape[-1:]).mean(-2)
+        nu, mu = _linear(w, "adapt_out", cond).unsqueeze(-2).chunk(2, dim=-1)
+        x = self._norm(x, nu, mu).mean(-2)
         return bounded(_linear(w, "decode", x).squeeze(-1), -1, 1)
 
     def _norm(self, x: Tensor, nu: Tensor, mu: Tensor) -> Tensor:
@@ -216,6 +217,7 @@ def _shapes(c: ADTConfig) -> dict[str, tuple[int, ...]]:
         "prior": (prior_size(c.grid), d),
         "mix": (d, d),
         "gate": (d, c.grid * c.grid + d),
+        "adapt_out": (d, 2 * d),
         "decode": (d, 1),
     }
     for block in range(c.depth):
@@ -235,10 +237,10 @@ def _shapes(c: ADTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Weights by fan-in; what the condition steers, the gate and the decoder start at nothing."""
-    if name.endswith("_bias") or name.startswith(("adapt", "gate")):
+    """Weights by fan-in; what the condition steers and the decoder start small, the gate open."""
+    if name.endswith("_bias") or name.startswith("gate"):
         return torch.zeros(shape)
     if name in ("time", "constant"):
         return torch.randn(shape, generator=generator) * 0.02
-    scale = 0.1 if name.startswith("decode") else 1.0
+    scale = 0.1 if name.startswith(("decode", "adapt")) else 1.0
     return torch.randn(shape, generator=generator) * scale / math.sqrt(shape[-2])

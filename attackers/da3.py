@@ -103,11 +103,6 @@ class DA3Attacker(nn.Module):
         parts = (y * w.view(-1, 1, 1, 1) for y, w in zip(results, plan.weights.T, strict=True))
         return clamp_through(sum(parts, start=torch.zeros_like(images))), plan
 
-    @torch.no_grad()
-    def plan(self, images: Tensor) -> Plan:
-        """Weights and strengths for images (N,3,H,W) of any one size."""
-        return self(self.small(images))[1]
-
 
 @torch.no_grad()
 def generate(
@@ -125,8 +120,7 @@ def generate(
     """
     if refine < 0:
         raise ValueError(f"refine must be ≥ 0, got {refine}")
-    plan = attacker.plan(images)
-    free = combine(images, plan)
+    free, plan = attacker(images)
     ones = images.new_ones(len(images))
     if objective.min_psnr is None:
         end, kept = quantize(free), ones

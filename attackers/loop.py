@@ -47,7 +47,8 @@ def train(
     """
     if epochs < 0 or lr <= 0:
         raise ValueError(f"epochs must be ≥ 0 and lr > 0, got epochs={epochs}, lr={lr}")
-    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=lr)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=patience)
     state = Progress()
     best_weights: dict[str, Tensor] = {}
@@ -61,6 +62,11 @@ def train(
             "lr": optimizer.param_groups[0]["lr"],
             **validate(),
         }
+        if not math.isfinite(row["loss"]):
+            raise RuntimeError(
+                f"held-out loss must be finite, got {row['loss']} after epoch {state.epoch}: "
+                f"lower lr ({lr})"
+            )
         state.history.append(row)
         if row["loss"] < state.best or not best_weights:
             state.best = row["loss"]

@@ -10,7 +10,7 @@ from attackers.adt import ADT
 from attackers.filters import FILTER_NAMES, FILTERS
 from attackers.loop import train
 
-MAX_STRENGTH = dict.fromkeys(FILTER_NAMES, 1.0) | {"saturation": 0.8, "rgb2bgr": 0.8}
+MAX_STRENGTH = dict.fromkeys(FILTER_NAMES, 1.0) | {"rgb2bgr": 0.8}
 """s_max of the forward process. Below 1 where the far end loses what no strength brings back."""
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]

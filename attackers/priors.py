@@ -41,10 +41,10 @@ def _lines(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _histogram(values: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
-    """Soft histogram over [0,1]: values, weights (N,P) to shares of all pixels (N,bins)."""
+    """Soft histogram over [0,1]: values, weights (N,P) to (N,bins), 1 where they are even."""
     centres = torch.linspace(0, 1, bins, device=values.device, dtype=values.dtype)
     near = (1 - (values.unsqueeze(1) - centres.view(1, bins, 1)).abs() * (bins - 1)).clamp_min(0)
-    return (near if weights is None else near * weights.unsqueeze(1)).mean(2)
+    return (near if weights is None else near * weights.unsqueeze(1)).mean(2) * bins
 
 
 def _entropy(y: Tensor, grid: int) -> Tensor:
@@ -75,8 +75,8 @@ def statistics(images: Tensor) -> Tensor:
     sectors = (along - 0.866 * grey.unsqueeze(1)).clamp_min(0).mean(2)
     return torch.cat(
         [
-            flat.mean(2),
-            flat.std(2),
+            4 * flat.mean(2) - 2,
+            4 * flat.std(2),
             _histogram(y, 12),
             _histogram(ratio, 12),
             _histogram(ratio, 8, y),
@@ -89,17 +89,35 @@ def statistics(images: Tensor) -> Tensor:
     )
 
 
-def prior(name: str, images: Tensor, grid: int, shared: Tensor | None = None) -> Tensor:
+def quarter(images: Tensor) -> Tensor:
+    """Mean of each 4×4 pixels, the rest at the edges cut off.
+
+    Sums of slices: four times as fast on a CPU as avg_pool2d.
+    """
+    h, w = (side // 4 * 4 for side in images.shape[-2:])
+    x = images[..., :h, :w]
+    rows = x[..., 0::4, :] + x[..., 1::4, :] + x[..., 2::4, :] + x[..., 3::4, :]
+    return (rows[..., 0::4] + rows[..., 1::4] + rows[..., 2::4] + rows[..., 3::4]) / 16
+
+
+def shared_parts(images: Tensor) -> tuple[Tensor, Tensor]:
+    """What the priors of all filters take from the same picture: it in small, its statistics."""
+    return quarter(images), statistics(images)
+
+
+def prior(
+    name: str, images: Tensor, grid: int, shared: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Prior of one filter, without learned weights and differentiable (Table II).
 
-    images: (N,3,H,W) in [0,1]. shared: statistics(images) where they are known already.
-    Returns: (N, prior_size(grid)): the filter's maps averaged in each
-    token's area, zeros up to MAPS maps, then global statistics that all filters share.
+    images: (N,3,H,W) in [0,1]. shared: shared_parts(images) where they are known already.
+    Returns: (N, prior_size(grid)): the filter's maps averaged in each token's area, zeros up to
+    MAPS maps, then global statistics that all filters share.
     """
     if name not in FILTER_NAMES:
         raise ValueError(f"filter must be one of {', '.join(FILTER_NAMES)}; got {name!r}")
     # Colour and tone are smooth: a quarter of the size tells them. Lines need every pixel.
-    small = F.avg_pool2d(images, 4)
+    small, spread = shared or shared_parts(images)
     y = luma(small)
     i, q, grey = _chroma(small)
     detail = images.new_zeros(len(images), 4)
@@ -137,4 +155,4 @@ def prior(name: str, images: Tensor, grid: int, shared: Tensor | None = None) ->
     else:  # the five colour views: bright, hue and saturation together
         maps = torch.cat([_pool(y, grid), _pool(torch.cat([i, q, grey], 1), grid) * 4], 1)
     maps = F.pad(maps, (0, 0, 0, 0, 0, MAPS - maps.shape[1]))
-    return torch.cat([maps.flatten(1), statistics(images) if shared is None else shared, detail], 1)
+    return torch.cat([maps.flatten(1), spread, detail], 1)

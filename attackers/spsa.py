@@ -34,17 +34,21 @@ def spsa_gradient(
             y = towards(images, y, line_fraction(images, y, min_psnr))
         return victim(y)
 
+    centre = plan.strengths.clamp(delta - 1, 1 - delta)  # so that both ends are in [-1, 1]
+    step = 1 / plan.weights.shape[1]
     d_weights = torch.zeros_like(plan.weights)
     d_strengths = torch.zeros_like(plan.strengths)
     for _ in range(queries // 2):
         sign = torch.randint(0, 2, (2, *plan.weights.shape), generator=generator) * 2.0 - 1
         sign = sign.to(images.device)
-        # On the simplex only what sums to zero counts, at the scale of one weight.
-        u = (sign[0] - sign[0].mean(1, keepdim=True)) / plan.weights.shape[1]
+        # Weights stay on the plane where they sum to 1. Their slope is steeper than that of the
+        # strengths, each of which acts through one weight: a smaller step balances the two, or
+        # one part of the estimate would drown in the other's.
+        u = (sign[0] - sign[0].mean(1, keepdim=True)) * step
         v = sign[1]
-        up = score(plan.weights + delta * u, (plan.strengths + delta * v).clamp(-1, 1))
-        down = score(plan.weights - delta * u, (plan.strengths - delta * v).clamp(-1, 1))
+        up = score(plan.weights + delta * u, centre + delta * v)
+        down = score(plan.weights - delta * u, centre - delta * v)
         slope = ((up - down) / (2 * delta)).unsqueeze(1)
-        d_weights += slope * u * plan.weights.shape[1] ** 2
+        d_weights += slope * u / step**2
         d_strengths += slope * v
     return d_weights / (queries // 2), d_strengths / (queries // 2)

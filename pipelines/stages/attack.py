@@ -238,6 +238,8 @@ def load_models(attacker: Path, victim: Path, dtype: str) -> None:
     """Load what attack_shard uses, once per process."""
     loaded = load_attacker(attacker).to(device())
     loaded.adt.precision = precision(dtype)
+    if loaded.adt.precision:
+        loaded.adt.weights.to(loaded.adt.precision)  # once, instead of in every pass
     _models["attacker"] = loaded
     _models["victim"] = load_victim(victim, device())
 

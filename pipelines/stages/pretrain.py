@@ -14,7 +14,7 @@ from attackers.pretraining import Pairs, held_out_errors, pretrain
 from pipelines.images import decode_png
 from pipelines.models import TrainingFolder, load_weights, save_model
 from pipelines.params import Params
-from pipelines.pictures import Pictures, read_manifest
+from pipelines.pictures import CACHE_BYTES, Pictures, read_manifest
 from pipelines.provenance import code_version, fingerprint
 from pipelines.shards import ShardIndex, atomic_file
 from pipelines.stages.common import (
@@ -46,6 +46,7 @@ class PerturbedPairs:
         self.index = ShardIndex(perturbed, [split])
         self.clean = Pictures(clean, [split], size)
         self.batch = batch
+        self._cache: dict[str, Tensor] = {}
         self._place = {key: i for i, key in enumerate(self.clean.keys)}
         self.groups: dict[tuple[str, int], list[str]] = {}
         for key in sorted(self.index.records):
@@ -53,8 +54,16 @@ class PerturbedPairs:
             self.groups.setdefault((record["filter"], record["step"]), []).append(key)
         self.steps = sorted({step for _, step in self.groups})
 
+    def _pixels(self, key: str) -> Tensor:
+        if key in self._cache:
+            return self._cache[key]
+        pixels = torch.from_numpy(decode_png(self.index.image_bytes(key)))
+        if len(self.index) * pixels.numel() <= CACHE_BYTES:
+            self._cache[key] = pixels
+        return pixels
+
     def _pair(self, keys: list[str]) -> tuple[Tensor, Tensor]:
-        made = [torch.from_numpy(decode_png(self.index.image_bytes(k))) for k in keys]
+        made = [self._pixels(key) for key in keys]
         parents = torch.tensor([self._place[self.index.records[k]["parent_key"]] for k in keys])
         perturbed = torch.stack(made).permute(0, 3, 1, 2).float() / 255
         return perturbed.to(device()), self.clean[parents].float().to(device()) / 255
