@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -194,10 +194,6 @@ class ADT(nn.Module):
         if self.config.scale:
             x = x * (1 + nu)
         return x + mu if self.config.shift else x
-
-    def describe(self) -> dict[str, int | bool]:
-        """The configuration as plain values."""
-        return asdict(self.config)
 
 
 def _linear(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
