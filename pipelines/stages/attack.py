@@ -28,6 +28,7 @@ from pipelines.stages.common import (
     device,
     epoch_reporter,
     precision,
+    release_memory,
     torch_threads,
     trained_victim,
 )
@@ -125,6 +126,7 @@ def run_attack(
         for i, keys in enumerate(batches_of(sorted(index.records), settings.shard_size))
     ]
     pending = set(work.pending([job.name for job in jobs]))
+    release_memory()
     map_shards(
         attack_shard,
         [job for job in jobs if job.name in pending],
