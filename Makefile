@@ -22,7 +22,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install  ## from photographs to adversarial data sets with measured robustness
 	dvc repro
 	@veneer sheet reports/sheet.png
-	@dvc metrics show
 	@echo "Look at reports/sheet.png, reports/robustness.json and datasets/; plots: dvc plots show"
 
 test: install  ## all tests that need nothing but this machine

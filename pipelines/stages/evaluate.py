@@ -54,7 +54,8 @@ def run_evaluate(params: Params, layout: Layout) -> dict[str, Any]:
         "about": {
             "data": clean.parameters["source"],
             "label_source": clean.scale.label_source,
-            "scale": [clean.scale.low, clean.scale.high],
+            "scale_low": clean.scale.low,
+            "scale_high": clean.scale.high,
             "seed": params.seed,
             "direction": params.attack.direction,
             "refine": params.attack.refine,

@@ -143,7 +143,8 @@ def run_pretrain(params: Params, layout: Layout) -> dict[str, Any]:
         rows = held_out_errors(adt, pairs("test").all())
     work.publish(layout.pretrained)
     report = {
-        "data": manifest.parameters,
+        "size": config.size,
+        "steps": config.steps,
         "hardware": hardware(),
         "seed": params.seed,
         "split": "test",
