@@ -11,12 +11,11 @@ from torch import Tensor
 from attackers.adt import ADT, ADTConfig
 from attackers.filters import FILTER_NAMES
 from attackers.pretraining import Pairs, held_out_errors, pretrain
-from pipelines.images import decode_png
 from pipelines.models import TrainingFolder, load_weights, save_model
 from pipelines.params import Params
-from pipelines.pictures import CACHE_BYTES, Pictures, read_manifest
+from pipelines.pictures import Pictures, read_manifest
 from pipelines.provenance import code_version, fingerprint
-from pipelines.shards import ShardIndex, atomic_file
+from pipelines.shards import atomic_file
 from pipelines.stages.common import (
     Layout,
     chosen_dtype,
@@ -43,30 +42,22 @@ class PerturbedPairs:
     """Perturbed pictures x_t with their photographs x_0, by filter and step."""
 
     def __init__(self, perturbed: Path, clean: Path, split: str, size: int, batch: int) -> None:
-        self.index = ShardIndex(perturbed, [split])
+        self.made = Pictures(perturbed, [split], size)
         self.clean = Pictures(clean, [split], size)
         self.batch = batch
-        self._cache: dict[str, Tensor] = {}
-        self._place = {key: i for i, key in enumerate(self.clean.keys)}
+        self._places = {key: i for i, key in enumerate(self.made.keys)}
+        self._parents = {key: i for i, key in enumerate(self.clean.keys)}
         self.groups: dict[tuple[str, int], list[str]] = {}
-        for key in sorted(self.index.records):
-            record = self.index.records[key]
+        for key in self.made.keys:
+            record = self.made.index.records[key]
             self.groups.setdefault((record["filter"], record["step"]), []).append(key)
         self.steps = sorted({step for _, step in self.groups})
 
-    def _pixels(self, key: str) -> Tensor:
-        if key in self._cache:
-            return self._cache[key]
-        pixels = torch.from_numpy(decode_png(self.index.image_bytes(key)))
-        if len(self.index) * pixels.numel() <= CACHE_BYTES:
-            self._cache[key] = pixels
-        return pixels
-
     def _pair(self, keys: list[str]) -> tuple[Tensor, Tensor]:
-        made = [self._pixels(key) for key in keys]
-        parents = torch.tensor([self._place[self.index.records[k]["parent_key"]] for k in keys])
-        perturbed = torch.stack(made).permute(0, 3, 1, 2).float() / 255
-        return perturbed.to(device()), self.clean[parents].float().to(device()) / 255
+        parents = [self.made.index.records[key]["parent_key"] for key in keys]
+        perturbed = self.made[torch.tensor([self._places[key] for key in keys])]
+        clean = self.clean[torch.tensor([self._parents[key] for key in parents])]
+        return perturbed.to(device()).float() / 255, clean.to(device()).float() / 255
 
     def epoch(self, seed: int) -> Iterator[tuple[int, Pairs]]:
         """Every sample once, groups that are smaller begin again; order drawn from the seed."""
