@@ -212,7 +212,9 @@ def run(command: Callable[[], Any]) -> int:
     where it came from.
     """
     from pipelines.errors import StageError
+    from pipelines.memory import keep_heap
 
+    keep_heap()
     try:
         command()
     except typer.Exit as error:

@@ -16,6 +16,7 @@ from attackers.projections import psnr
 from pipelines.cards import Card
 from pipelines.engine import map_shards
 from pipelines.images import decode_png, encode_png, to_tensor, to_uint8
+from pipelines.memory import release_memory
 from pipelines.models import WEIGHTS, TrainingFolder, load_attacker, load_weights, save_model
 from pipelines.params import Mode, Params
 from pipelines.pictures import Pictures, batches_of, read_manifest
@@ -28,7 +29,6 @@ from pipelines.stages.common import (
     device,
     epoch_reporter,
     precision,
-    release_memory,
     torch_threads,
     trained_victim,
 )

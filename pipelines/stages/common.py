@@ -1,8 +1,6 @@
 """What stages share: where things lie, threads and devices, progress of trainings."""
 
 import contextlib
-import ctypes
-import gc
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -112,13 +110,6 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def release_memory() -> None:
-    """Give what a training used back to the system before workers start beside it."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def epoch_reporter(what: str, epochs: int, columns: tuple[str, ...]) -> Callable[..., None]:

@@ -47,7 +47,7 @@ def test_loop_and_stack_agree(names, t, one, seed):
         adt.run = run
         out = adt(images, t, names)
         assert out.shape == (len(names), 2)
-        assert (out.abs() < 1).all()
+        assert (out.abs() <= 1).all()  # tanh reaches 1 in float32
         weights = torch.linspace(1, 2, out.numel()).view_as(out)
         found[run] = (out, *slopes((out * weights).sum(), adt).values())
     for looped, stacked in zip(found["loop"], found["stacked"], strict=True):
