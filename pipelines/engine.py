@@ -26,6 +26,7 @@ from rich.progress import (
 from rich.text import Text
 
 from pipelines.errors import InputError, StageError
+from pipelines.memory import keep_heap
 
 
 class ShardJob(Protocol):
