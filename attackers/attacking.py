@@ -14,6 +14,9 @@ from attackers.projections import line_fraction, towards
 from attackers.spsa import spsa_gradient
 from victims.base import Victim
 
+# The few numbers that all pictures share may move fast, the pretrained latent spaces slowly.
+RATES = {"reach": 50.0, "lean": 50.0, "coordinator": 5.0}
+
 
 def attack_loss(
     attacker: DA3Attacker,
@@ -97,6 +100,8 @@ def train_attacker(
         for chosen in order.split(batch_size):
             calls += per_image * len(chosen)
             x = floats(images[chosen])
+            mirrored = torch.rand(len(x), generator=generator) < 0.5
+            x = torch.where(mirrored.view(-1, 1, 1, 1).to(device), x.flip(3), x)
             yield attack_loss(attacker, victim, x, objective, generator, queries=queries)
 
     def validate() -> dict[str, float]:
@@ -118,4 +123,13 @@ def train_attacker(
             "calls": float(calls),
         }
 
-    return train(attacker, losses, validate, epochs=epochs, lr=lr, patience=patience, **hooks)
+    return train(
+        attacker,
+        losses,
+        validate,
+        epochs=epochs,
+        lr=lr,
+        patience=patience,
+        rates=RATES,
+        **hooks,
+    )

@@ -62,12 +62,18 @@ class DA3Attacker(nn.Module):
     latent space sees F_i(x; p_i) and proposes a change of p_i. Strengths add where repeated
     filtering would lose what each step clamps; so a record's 14 weights and 14 strengths say
     all, and at full resolution each filter acts once.
+
+    The first stage learns to restore, the second to deceive: it starts from a tenth of the
+    restoring strength (`reach`) and learns what this victim likes in every picture (`lean`).
+    Strong filters from the first step lead it to where scores change without order.
     """
 
     def __init__(self, config: ADTConfig | None = None, *, seed: int = 0) -> None:
         super().__init__()
         self.adt = ADT(config, seed=seed)
         self.coordinator = Coordinator(seed=seed)
+        self.reach = nn.Parameter(torch.full((len(FILTERS),), 0.1))
+        self.lean = nn.Parameter(torch.zeros(len(FILTERS)))
 
     def small(self, images: Tensor) -> Tensor:
         """The images at the size at which strengths are regressed."""
@@ -97,11 +103,9 @@ class DA3Attacker(nn.Module):
         """
         small = self.small(images)
         p, results = self.reverse(small)
-        plan = Plan(self.coordinator(small, torch.stack(results), p), p.T)
-        if small is not images:
-            return combine(images, plan), plan
-        parts = (y * w.view(-1, 1, 1, 1) for y, w in zip(results, plan.weights.T, strict=True))
-        return clamp_through(sum(parts, start=torch.zeros_like(images))), plan
+        weights = self.coordinator(small, torch.stack(results), p)
+        plan = Plan(weights, bounded(self.reach * p.T + self.lean, -1, 1))
+        return combine(images, plan), plan
 
 
 @torch.no_grad()

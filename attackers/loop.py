@@ -33,6 +33,7 @@ def train(
     epochs: int,
     lr: float = 2e-4,
     patience: int = 4,
+    rates: dict[str, float] | None = None,
     resume: dict[str, Any] | None = None,
     save: Save | None = None,
     report: Callable[[dict[str, float]], None] | None = None,
@@ -41,6 +42,8 @@ def train(
 
     losses: epoch -> the loss of each step, one graph at a time; it must draw from generators
     seeded by the epoch alone, then a training resumed from `save` ends in the same weights.
+    rates: factors on lr for parameters by the first part of their name. Gradients are clipped to
+    norm 1: a step that breaks what was learned costs more than a slow one.
     validate: metrics on held-out data, `loss` among them. Returns: one row per epoch, epoch 0
     (untrained) first, with steps and hours spent in training so far.
     Raises RuntimeError where the loss is not finite.
@@ -48,7 +51,13 @@ def train(
     if epochs < 0 or lr <= 0:
         raise ValueError(f"epochs must be ≥ 0 and lr > 0, got epochs={epochs}, lr={lr}")
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
+    groups: dict[float, list[nn.Parameter]] = {1.0: []}  # first: its rate is the one reported
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            groups.setdefault((rates or {}).get(name.split(".")[0], 1.0), []).append(p)
+    optimizer = torch.optim.Adam(
+        [{"params": members, "lr": lr * rate} for rate, members in groups.items()], fused=True
+    )
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=patience)
     state = Progress()
     best_weights: dict[str, Tensor] = {}
@@ -91,6 +100,7 @@ def train(
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             state.steps += 1
         state.seconds += time.perf_counter() - began

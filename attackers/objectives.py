@@ -75,4 +75,6 @@ def concentration(weights: Tensor) -> Tensor:
 
     weights: (N,n), rows sum to 1. Returns: (N,).
     """
-    return math.log(weights.shape[1]) + torch.xlogy(weights, weights).sum(dim=1)
+    # The clamp: a weight that softmax rounds to 0 would have an infinite slope.
+    logs = weights.clamp_min(1e-12).log()
+    return math.log(weights.shape[1]) + (weights * logs).sum(dim=1)

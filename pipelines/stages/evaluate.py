@@ -44,10 +44,11 @@ def run_evaluate(params: Params, layout: Layout) -> dict[str, Any]:
                 error = check_scores(victim, folder)
                 history = read_history(layout.attacker(name, mode) / HISTORY)
                 row = robustness(folder, victim, history, params.evaluate.by)
+                filters = row.pop("filters")  # 14 columns too many for `dvc metrics show`
                 victims[name][mode] = {**row, "score_error": error}
                 shares += [
                     {"victim": name, "mode": mode, "filter": f, "top2": s}
-                    for f, s in row["filters"].items()
+                    for f, s in filters.items()
                 ]
                 curves += [{"victim": name, "mode": mode, **h} for h in history]
     report = {

@@ -116,3 +116,9 @@ def test_the_default_is_the_paper_unrestricted():
         "pixels": 1.0,
         "min_psnr": None,
     }
+
+
+def test_a_weight_rounded_to_zero_keeps_the_slope_finite():
+    logits = torch.tensor([[0.0, -200.0, 3.0]], requires_grad=True)
+    concentration(torch.softmax(logits, 1)).sum().backward()
+    assert torch.isfinite(logits.grad).all()
