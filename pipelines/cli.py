@@ -147,6 +147,24 @@ def attack_command(
     _counts(manifest, layout.examples(victim, mode), as_json)
 
 
+@app.command("curate", rich_help_panel=STAGES)
+def curate_command(
+    params: ParamsOption = PARAMS,
+    root: RootOption = ROOT,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would stay and why the rest goes.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Adversarial examples worth a human's time are chosen: annotations/candidates."""
+    p, layout = _setup(params, root)
+    from pipelines.report import curation_table
+    from pipelines.stages.curate import run_curate
+
+    report = run_curate(p, layout, dry_run=dry_run)
+    _say(report, curation_table(report), as_json)
+
+
 @app.command("evaluate", rich_help_panel=STAGES)
 def evaluate_command(
     params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False

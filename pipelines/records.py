@@ -38,6 +38,9 @@ class Sample(BaseModel):
     n_votes: int | None = Field(description="number of opinions; 0 when simulated", ge=0)
     score_low: float = Field(description="lowest score of the scale")
     score_high: float = Field(description="highest score of the scale")
+    photograph: str | None = Field(
+        None, description="photograph of the source that this is a picture of; null: itself"
+    )
 
     @model_validator(mode="after")
     def _on_the_scale(self) -> Self:

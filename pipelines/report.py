@@ -52,6 +52,26 @@ def pretrain_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def curation_table(report: dict[str, Any]) -> str:
+    """reports/curation.json as Markdown tables."""
+    splits = ", ".join(f"{name} {n}" for name, n in report["splits"].items())
+    lines = [
+        f"{report['in']} in, {report['kept']} kept ({splits}), {report['rejected']} rejected",
+        "",
+        "| reason | rejected |",
+        "| --- | --: |",
+        *(f"| {reason} | {n} |" for reason, n in report["reasons"].items()),
+        "",
+        "| victim | mode | in | kept | kept by score bin, low to high |",
+        "| --- | --- | --: | --: | --- |",
+    ]
+    for cell in report["cells"]:
+        bins = " ".join(str(n) for n in cell["bins"])
+        row = (cell["victim"], cell["mode"], cell["in"], cell["kept"], bins)
+        lines.append(f"| {' | '.join(map(str, row))} |")
+    return "\n".join(lines)
+
+
 def contact_sheet(
     clean: Path, folders: Sequence[Path], out: Path, *, pairs: int = 3, width: int = 120
 ) -> None:
