@@ -157,7 +157,10 @@ def test_splits_have_their_fractions():
 def test_near_pairs_are_those_of_brute_force(distance):
     rng = np.random.default_rng(distance)
     base = rng.integers(0, 2**64, 60, dtype=np.uint64)
-    noise = [sum(1 << int(b) for b in rng.choice(64, rng.integers(0, 12))) for _ in range(240)]
+    noise = [
+        sum(1 << int(b) for b in rng.choice(64, rng.integers(0, 12), replace=False))
+        for _ in range(240)
+    ]
     hashes = np.unique(np.tile(base, 4) ^ np.array(noise, object).astype(np.uint64))
     found = {
         frozenset(pair)
