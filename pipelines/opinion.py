@@ -114,7 +114,7 @@ def correlations(votes: Votes) -> np.ndarray:
 def low_correlation(votes: Votes, minimum: float) -> np.ndarray:
     """Annotators (bool each) whose correlation with the others is below `minimum`."""
     found = correlations(votes)
-    return np.isfinite(found) & (found < minimum)
+    return np.asarray(np.isfinite(found) & (found < minimum))
 
 
 def biases(votes: Votes) -> np.ndarray:
