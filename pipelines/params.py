@@ -203,13 +203,29 @@ class Curate(_Section):
 
 class Annotate(_Section):
     """Opinion scores. min_votes: images with fewer stay out. labels: human, or simulated where
-    there are no votes at all. screen: leave out annotators as ITU-R BT.500 does. bootstrap:
+    there are no votes at all. screen: leave out annotators as ITU-R BT.500 does, and those whose
+    correlation with the others is below min_correlation (null: that rule is off). bootstrap:
     resamples for the intervals of the agreement."""
 
     labels: Literal["human", "simulated"] = "human"
     min_votes: int = Field(3, ge=1)
     screen: bool = True
+    min_correlation: float | None = Field(0.2, ge=-1, le=1)
     bootstrap: int = Field(1000, ge=0)
+
+
+class Campaign(_Section):
+    """Labelling campaign in Label Studio. name: finds the project again. votes: wanted per image.
+    gold, repeats: shares of control items and of items asked twice. images: inline (in the task),
+    local (folder of the server) or url (url_template with {key}, or addresses given to push)."""
+
+    name: str = Field("veneer 3AE", min_length=3, max_length=50, pattern=r"^[\w .,:()-]+$")
+    votes: int = Field(5, ge=1)
+    gold: float = Field(0.05, ge=0, le=1)
+    repeats: float = Field(0.05, ge=0, le=1)
+    images: Literal["inline", "local", "url"] = "inline"
+    url_template: str | None = Field(None, pattern=r"^https?://\S*\{key\}\S*$")
+    artefacts: list[str] = ["colour", "exposure", "contrast", "blur", "noise", "edges", "texture"]
 
 
 class Package(_Section):
@@ -232,6 +248,7 @@ class Params(_Section):
     attack: Attack
     evaluate: Evaluate = Evaluate()
     curate: Curate = Curate()
+    campaign: Campaign = Campaign()
     annotate: Annotate = Annotate()
     package: Package = Package()
 

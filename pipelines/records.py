@@ -87,6 +87,17 @@ class AESample(Sample):
     queries: int = Field(description="victim calls spent on this image", ge=0)
 
 
+class AnnotatedSample(AESample):
+    """An adversarial example of 3AE with the opinion on it; `mos` and `n_votes` are about it."""
+
+    mos_clean: float = Field(description="mean opinion score of the photograph")
+    mos_ci95: float | None = Field(description="half of the 95 % interval of mos", ge=0)
+    verdict: Literal["degraded", "unchanged", "enhanced"] = Field(
+        description="the change, as most annotators see it"
+    )
+    label_source: Literal["human", "simulated"] = Field(description="who gave mos and verdict")
+
+
 S = TypeVar("S", bound=Sample)
 
 
