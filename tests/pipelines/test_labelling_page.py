@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from pipelines.annotation import pull, push
@@ -80,8 +81,7 @@ def test_a_vote_in_the_browser_arrives(running, browser, tmp_path):
         """The pictures of the task, once both are decoded."""
         script = (
             "return [...document.querySelectorAll('img')].filter("
-            "i => i.src.startsWith('data:image/png') && i.naturalWidth === 200"
-            " && i.getBoundingClientRect().width > 100)"
+            "i => i.naturalWidth === 200 && i.getBoundingClientRect().width > 200)"
         )
         found = window.execute_script(script)
         return found if len(found) == 2 else []
@@ -93,10 +93,10 @@ def test_a_vote_in_the_browser_arrives(running, browser, tmp_path):
     assert "ORIGINAL" in titles
     assert "CHANGED" in titles
 
-    number = browser.find_element(By.CSS_SELECTOR, "input[type=number]")
-    number.send_keys("7.5")
+    slider = browser.find_element(By.CSS_SELECTOR, "input[type=range]")
+    slider.send_keys(*[Keys.ARROW_RIGHT] * 5)  # from the middle, half a point each
     for label in ("enhanced", "colour"):
-        path = f"//*[normalize-space(text())='{label}']"
+        path = f"//label[starts-with(normalize-space(.), '{label}')]"
         browser.find_element(By.XPATH, path).click()
     target = os.environ.get("VENEER_SCREENSHOT")  # how docs/annotation.png is made
     if target:
