@@ -56,6 +56,6 @@ livec: install  ## the table of the README on real photographs (../shared/livec 
 
 clean:  ## remove what the pipeline and the tools made, keep the virtual environment
 	rm -rf .cache .dvc/cache .dvc/tmp .mypy_cache .pytest_cache .ruff_cache .hypothesis \
-		.import_linter_cache dvc_plots build *.egg-info
+		.import_linter_cache dvc_plots build *.egg-info annotations/candidates annotations/labels
 	find datasets -mindepth 1 ! -name README.md ! -name .gitkeep ! -type d -delete
 	find models reports -mindepth 1 ! -name .gitkeep -delete

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache"
 PROGRAM = CACHE / "label-studio-venv" / "bin" / "label-studio"
 TEMPLATE = CACHE / "label-studio-data"
-EMAIL, PASSWORD = "admin@example.com", "secretpass"
+EMAIL, PASSWORD = "admin@example.com", "password-of-a-test"
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 
 

@@ -28,14 +28,6 @@ pytestmark = pytest.mark.labelstudio
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory):
-    if not label_studio_server.TEMPLATE.exists():
-        pytest.skip("Label Studio is not installed: run `make test-labelstudio`")
-    with label_studio_server.fresh(tmp_path_factory.mktemp("ls") / "data") as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
 def people(running) -> list[tuple[str, str]]:
     """Token and number of three annotators."""
     return [running.person(f"annotator{i}@example.com") for i in range(3)]

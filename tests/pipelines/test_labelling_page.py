@@ -21,14 +21,6 @@ pytestmark = pytest.mark.labelstudio
 PATIENCE = 90  # seconds: the page's script is large
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    if not label_studio_server.TEMPLATE.exists():
-        pytest.skip("Label Studio is not installed: run `make test-labelstudio`")
-    with label_studio_server.fresh(tmp_path_factory.mktemp("page") / "data") as server:
-        yield server
-
-
 @pytest.fixture
 def browser(tmp_path):
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
