@@ -63,7 +63,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(data: Path, patience: float = 60) -> Iterator[Server]:
+def running(data: Path, patience: float = 180) -> Iterator[Server]:
     """Start the server with its data in `data`, stop it afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -123,7 +123,7 @@ def prepare() -> None:
     unfinished = TEMPLATE.with_name(TEMPLATE.name + ".tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.rmtree(TEMPLATE, ignore_errors=True)
-    with running(unfinished, patience=600) as server:
+    with running(unfinished, patience=900) as server:
         server.call("GET", "/api/projects")
     (unfinished / "server.log").unlink()
     unfinished.rename(TEMPLATE)
