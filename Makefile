@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test check bench livec clean
+.PHONY: help install demo test labelstudio-server test-labelstudio check bench livec clean
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 install: $(INSTALLED)  ## virtual environment with pinned packages
 
@@ -25,7 +25,21 @@ demo: install  ## from photographs to adversarial data sets with measured robust
 	@echo "Look at reports/sheet.png, reports/robustness.json and datasets/; plots: dvc plots show"
 
 test: install  ## all tests that need nothing but this machine
-	pytest
+	pytest -m "not labelstudio"
+
+# A virtual environment of its own: 150 packages, several of them pinned below ours.
+LABELSTUDIO := .cache/label-studio-venv
+
+labelstudio-server: $(LABELSTUDIO)/.installed  ## Label Studio for the tests
+
+$(LABELSTUDIO)/.installed: tests/label-studio.txt
+	test -x $(LABELSTUDIO)/bin/python || $(PYTHON) -m venv $(LABELSTUDIO)
+	$(LABELSTUDIO)/bin/pip install --quiet -r tests/label-studio.txt
+	$(BIN)/python tests/pipelines/label_studio_server.py
+	touch $@
+
+test-labelstudio: install labelstudio-server  ## tests against a real Label Studio server
+	pytest -m labelstudio
 
 check: install  ## lint, format, types, imports
 	ruff check .
@@ -34,7 +48,7 @@ check: install  ## lint, format, types, imports
 	lint-imports
 
 bench: install  ## each claim of speed, both sides in one run
-	for script in filters adt generation shards perturb; do \
+	for script in filters adt generation shards perturb curation annotation; do \
 		echo; echo "## $$script"; python benchmarks/$$script.py || exit 1; done
 
 livec: install  ## the table of the README on real photographs (../shared/livec or VENEER_LIVEC)
@@ -42,6 +56,6 @@ livec: install  ## the table of the README on real photographs (../shared/livec 
 
 clean:  ## remove what the pipeline and the tools made, keep the virtual environment
 	rm -rf .cache .dvc/cache .dvc/tmp .mypy_cache .pytest_cache .ruff_cache .hypothesis \
-		.import_linter_cache dvc_plots build *.egg-info
+		.import_linter_cache dvc_plots build *.egg-info annotations/candidates annotations/labels
 	find datasets -mindepth 1 ! -name README.md ! -name .gitkeep ! -type d -delete
 	find models reports -mindepth 1 ! -name .gitkeep -delete

@@ -8,11 +8,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 # Imports of torch, timm and datasets stand inside the commands: --help must not wait for them.
 
+
+class _PipelineOrder(TyperGroup):
+    """Typer puts groups before commands; `annotate` is a group and a stage after `curate`."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        names = [name for name in self.commands if name != "annotate"]
+        names.insert(names.index("curate") + 1, "annotate")
+        self.commands = {name: self.commands[name] for name in names}
+
+
 app = typer.Typer(
     name="veneer",
+    cls=_PipelineOrder,
     help=(
         "Adversarial and poisoned image data sets against models that score pictures. "
         "`dvc repro` runs the stages below in order; each also runs alone."
@@ -147,6 +160,132 @@ def attack_command(
     _counts(manifest, layout.examples(victim, mode), as_json)
 
 
+@app.command("curate", rich_help_panel=STAGES)
+def curate_command(
+    params: ParamsOption = PARAMS,
+    root: RootOption = ROOT,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would stay and why the rest goes.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Adversarial examples worth a human's time are chosen: annotations/candidates."""
+    p, layout = _setup(params, root)
+    from pipelines.report import curation_table
+    from pipelines.stages.curate import run_curate
+
+    report = run_curate(p, layout, dry_run=dry_run)
+    _say(report, curation_table(report), as_json)
+
+
+annotate_app = typer.Typer(
+    invoke_without_command=True,
+    rich_markup_mode="rich",
+)
+app.add_typer(annotate_app, name="annotate", rich_help_panel=STAGES)
+
+
+@annotate_app.callback()
+def annotate_command(
+    context: typer.Context,
+    params: ParamsOption = PARAMS,
+    root: RootOption = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Votes become opinion scores: annotations/labels; or push, status, pull of a campaign.
+
+    The commands talk to the Label Studio server of LABEL_STUDIO_URL (default
+    http://localhost:8080) with the token of LABEL_STUDIO_API_KEY.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    p, layout = _setup(params, root)
+    from pipelines.report import annotation_table
+    from pipelines.stages.annotate import run_annotate
+
+    report = run_annotate(p, layout)
+    _say(report, annotation_table(report), as_json)
+
+
+@annotate_app.command("push")
+def push_command(
+    params: ParamsOption = PARAMS,
+    root: RootOption = ROOT,
+    urls: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Addresses (key,url), e.g. presigned; see --export."),
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Only write the pictures there, to be uploaded."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the label config again if it was edited.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Create or update the project and add the tasks that are not there yet."""
+    p, layout = _setup(params, root)
+    from pipelines.stages.campaign import export_campaign, push_campaign
+
+    if export is not None:
+        count = export_campaign(p, layout, export)
+        _say({"images": count, "folder": str(export)}, f"{export}: {count} images", as_json)
+        return
+    told = push_campaign(p, layout, urls=urls, force=force)
+    text = (
+        f"{told['url']}: {told['tasks']} tasks, {told['added']} added, {told['there']} there "
+        f"before, {told['duplicates_removed']} duplicates removed"
+    )
+    _say(told, text, as_json)
+
+
+@annotate_app.command("status")
+def status_command(params: ParamsOption = PARAMS, as_json: JsonOption = False) -> None:
+    """Progress of the campaign and of each annotator."""
+    from pipelines.annotation import status
+    from pipelines.label_studio import from_environment
+    from pipelines.params import load_params
+    from pipelines.report import campaign_table
+
+    told = status(from_environment(), load_params(params).campaign.name)
+    _say(told, campaign_table(told), as_json)
+
+
+@annotate_app.command("pull")
+def pull_command(
+    params: ParamsOption = PARAMS,
+    root: RootOption = ROOT,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read every task again, not only what changed.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch new, changed and deleted votes, check them: annotations/3ae.parquet."""
+    p, layout = _setup(params, root)
+    from pipelines.annotation import pull
+    from pipelines.label_studio import from_environment
+
+    told = pull(from_environment(), p.campaign.name, layout.votes, everything=full)
+    lines = [
+        f"{layout.votes}: {told['votes']} votes ({told['new']} new), {told['valid']} count"
+        + ("" if told["changed"] else "; nothing changed")
+    ]
+    lines += [f"  {n} do not: {reason}" for reason, n in told["invalid"].items()]
+    _say(told, "\n".join(lines), as_json)
+
+
+@app.command("package", rich_help_panel=STAGES)
+def package_command(
+    params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
+) -> None:
+    """Annotated adversarial examples become datasets/3ae, as Parquet with both pictures."""
+    p, layout = _setup(params, root)
+    from pipelines.stages.package import run_package
+
+    _counts(run_package(p, layout), layout.annotated, as_json)
+
+
 @app.command("evaluate", rich_help_panel=STAGES)
 def evaluate_command(
     params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
@@ -177,6 +316,27 @@ def zoo_command(
         f"{name}: {' '.join(f'{k}={v}' for k, v in row.items())}" for name, row in rows.items()
     ]
     _say({"kinds": list(VICTIMS), "victims": rows}, "\n".join(lines), as_json)
+
+
+@app.command("export", rich_help_panel=TOOLS)
+def export_command(
+    folder: Annotated[Path, typer.Argument(help="A Parquet data set, e.g. datasets/3ae.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    form: Annotated[
+        str, typer.Option("--format", help="webdataset: tar shards of PNG and JSON.")
+    ] = "webdataset",
+    as_json: JsonOption = False,
+) -> None:
+    """A published Parquet data set in another format."""
+    from pipelines.errors import InputError
+    from pipelines.export import export_webdataset
+
+    if form != "webdataset":
+        raise InputError(f"format must be webdataset, got {form!r}")
+    shards = export_webdataset(folder, out)
+    samples = sum(shard.samples for shard in shards)
+    told = {"shards": [shard.model_dump() for shard in shards]}
+    _say(told, f"{out}: {samples} samples in {len(shards)} shards", as_json)
 
 
 @app.command("sheet", rich_help_panel=TOOLS)

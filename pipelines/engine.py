@@ -62,7 +62,7 @@ def map_shards(
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
     total = sum(job.count for job in jobs)
-    with _reporter(description, total, show=progress and total > 0) as report:
+    with reporter(description, total, show=progress and total > 0) as report:
         if workers == 1 or len(jobs) <= 1:
             return _run_here(fn, jobs, initializer, initargs, report)
         return _run_in_pool(fn, jobs, min(workers, len(jobs)), initializer, initargs, report)
@@ -175,29 +175,35 @@ def _end_with_parent() -> None:
 
 
 class _Throughput(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f} images/s")
+        return Text("" if speed is None else f"{speed:.1f} {self.unit}/s")
 
 
 @contextlib.contextmanager
-def _reporter(description: str, total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """A function to be told how many images were finished: a bar on a terminal, else lines."""
+def reporter(
+    description: str, total: int, *, show: bool, unit: str = "images"
+) -> Iterator[Callable[[int], None]]:
+    """A function to be told how many `unit` were finished: a bar on a terminal, else lines."""
     console = Console(stderr=True)
     if not show:
         yield lambda count: None
     elif console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, _Throughput(), TimeRemainingColumn(), console=console) as bar:
+        with Progress(*columns, _Throughput(unit), TimeRemainingColumn(), console=console) as bar:
             task = bar.add_task(description, total=total)
             yield lambda count: bar.advance(task, count)
     else:
-        yield _Lines(description, total)
+        yield _Lines(description, total, unit)
 
 
 class _Lines:
-    def __init__(self, description: str, total: int) -> None:
-        self.description, self.total, self.done = description, total, 0
+    def __init__(self, description: str, total: int, unit: str) -> None:
+        self.description, self.total, self.done, self.unit = description, total, 0, unit
         self.start = self.last = time.monotonic()
 
     def __call__(self, count: int) -> None:
@@ -207,5 +213,7 @@ class _Lines:
             return
         self.last = now
         speed = self.done / max(now - self.start, 1e-9)
-        line = f"{self.description}: {self.done}/{self.total} images, {speed:.1f} images/s"
+        line = (
+            f"{self.description}: {self.done}/{self.total} {self.unit}, {speed:.1f} {self.unit}/s"
+        )
         print(line, file=sys.stderr, flush=True)

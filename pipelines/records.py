@@ -38,6 +38,9 @@ class Sample(BaseModel):
     n_votes: int | None = Field(description="number of opinions; 0 when simulated", ge=0)
     score_low: float = Field(description="lowest score of the scale")
     score_high: float = Field(description="highest score of the scale")
+    photograph: str | None = Field(
+        None, description="photograph of the source that this is a picture of; null: itself"
+    )
 
     @model_validator(mode="after")
     def _on_the_scale(self) -> Self:
@@ -82,6 +85,17 @@ class AESample(Sample):
         le=1,
     )
     queries: int = Field(description="victim calls spent on this image", ge=0)
+
+
+class AnnotatedSample(AESample):
+    """An adversarial example of 3AE with the opinion on it; `mos` and `n_votes` are about it."""
+
+    mos_clean: float = Field(description="mean opinion score of the photograph")
+    mos_ci95: float | None = Field(description="half of the 95 % interval of mos", ge=0)
+    verdict: Literal["degraded", "unchanged", "enhanced"] = Field(
+        description="the change, as most annotators see it"
+    )
+    label_source: Literal["human", "simulated"] = Field(description="who gave mos and verdict")
 
 
 S = TypeVar("S", bound=Sample)

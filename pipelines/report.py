@@ -52,6 +52,70 @@ def pretrain_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def curation_table(report: dict[str, Any]) -> str:
+    """reports/curation.json as Markdown tables."""
+    splits = ", ".join(f"{name} {n}" for name, n in report["splits"].items())
+    lines = [
+        f"{report['in']} in, {report['kept']} kept ({splits}), {report['rejected']} rejected",
+        "",
+        "| reason | rejected |",
+        "| --- | --: |",
+        *(f"| {reason} | {n} |" for reason, n in report["reasons"].items()),
+        "",
+        "| victim | mode | in | kept | kept by score bin, low to high |",
+        "| --- | --- | --: | --: | --- |",
+    ]
+    for cell in report["cells"]:
+        bins = " ".join(str(n) for n in cell["bins"])
+        row = (cell["victim"], cell["mode"], cell["in"], cell["kept"], bins)
+        lines.append(f"| {' | '.join(map(str, row))} |")
+    return "\n".join(lines)
+
+
+def annotation_table(report: dict[str, Any]) -> str:
+    """reports/annotation.json as text and a Markdown table."""
+    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in report["verdicts"].items())
+    lines = [
+        f"{report['in']} candidates, {report['kept']} labelled ({report['label_source']}), "
+        f"{report['rejected']} rejected; {shares}"
+    ]
+    if report["label_source"] == "simulated":
+        return "\n".join([*lines, report["model"]])
+    for name, found in report["agreement"].items():
+        interval = f"[{_number(found['low'], 3)}, {_number(found['high'], 3)}]"
+        lines.append(f"{name} {_number(found['value'], 3)} {interval}")
+    lines += [
+        "",
+        "| annotator | votes | bias | correlation | gold % | repeat difference | screened |",
+        "| --- | --: | --: | --: | --: | --: | --- |",
+    ]
+    for row in report["annotators"]:
+        gold = None if row["gold_accuracy"] is None else 100 * row["gold_accuracy"]
+        lines.append(
+            f"| {row['annotator']} | {row['votes']} | {_number(row['bias'], 2)} "
+            f"| {_number(row['correlation'], 2)} | {_number(gold, 0)} "
+            f"| {_number(row['repeat_difference'], 2)} | {row['screened'] or ''} |"
+        )
+    return "\n".join(lines)
+
+
+def campaign_table(told: dict[str, Any]) -> str:
+    """What `veneer annotate status` found, as text."""
+    tasks = told["item"] + told["repeat"] + told["gold"]
+    lines = [
+        f"{told['url']} ({told['title']}): {tasks} tasks ({told['item']} items, "
+        f"{told['repeat']} repeats, {told['gold']} gold), {told['finished']} with "
+        f"{told['votes_wanted']} votes or more, {told['votes']} votes, {told['drafts']} drafts",
+        "",
+        "| annotator | votes | skipped |",
+        "| --- | --: | --: |",
+    ]
+    lines += [f"| {n} | {p['votes']} | {p['skipped']} |" for n, p in told["annotators"].items()]
+    if told["foreign"]:
+        lines.append(f"\n{told['foreign']} tasks were not made by push and are left alone")
+    return "\n".join(lines)
+
+
 def contact_sheet(
     clean: Path, folders: Sequence[Path], out: Path, *, pairs: int = 3, width: int = 120
 ) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -68,22 +68,31 @@ def write_shard(path: Path, members: Iterable[tuple[Sample, bytes]]) -> ShardInf
 
 
 def _tar_chunks(members: list[tuple[Sample, bytes]], name: str) -> Iterator[bytes]:
+    def files() -> Iterator[tuple[str, bytes]]:
+        previous = None
+        for record, image in members:
+            if record.key == previous:
+                raise StageError(f"shard {name}: key {record.key} must be there once, got it twice")
+            previous = record.key
+            text = json.dumps(record.model_dump(), sort_keys=True, allow_nan=False)
+            yield f"{record.key}.png", image
+            yield f"{record.key}.json", text.encode()
+
+    return tar_blocks(files())
+
+
+def tar_blocks(files: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
+    """The bytes of a USTAR file of (name, content): the same for the same files."""
     size = 0
-    previous = None
-    for record, image in members:
-        if record.key == previous:
-            raise StageError(f"shard {name}: key {record.key} must be there once, got it twice")
-        previous = record.key
-        text = json.dumps(record.model_dump(), sort_keys=True, allow_nan=False).encode()
-        for suffix, data in (("png", image), ("json", text)):
-            # TarInfo's defaults are mtime 0, uid and gid 0 and no names.
-            info = tarfile.TarInfo(f"{record.key}.{suffix}")
-            info.size, info.mode = len(data), _MODE
-            padding = bytes(-len(data) % tarfile.BLOCKSIZE)
-            yield info.tobuf(tarfile.USTAR_FORMAT)
-            yield data
-            yield padding
-            size += tarfile.BLOCKSIZE + len(data) + len(padding)
+    for name, data in files:
+        # TarInfo's defaults are mtime 0, uid and gid 0 and no names.
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), _MODE
+        padding = bytes(-len(data) % tarfile.BLOCKSIZE)
+        yield info.tobuf(tarfile.USTAR_FORMAT)
+        yield data
+        yield padding
+        size += tarfile.BLOCKSIZE + len(data) + len(padding)
     end = 2 * tarfile.BLOCKSIZE
     yield bytes(end + -(size + end) % tarfile.RECORDSIZE)
 
@@ -127,6 +136,15 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
             if name.endswith(".json"):
                 file.seek(offset)
                 yield json.loads(file.read(size))
+
+
+def image_places(path: Path, keys: Container[str]) -> Iterator[tuple[str, int, int]]:
+    """(key, offset, size) of those images of a shard that are among `keys`; reads headers only."""
+    with path.open("rb") as file:
+        for name, offset, size in _headers(file, path):
+            key, _, suffix = name.partition(".")
+            if suffix == "png" and key in keys:
+                yield key, offset, size
 
 
 class ShardIndex:

@@ -42,6 +42,26 @@ class Layout:
         """Metrics and plots."""
         return self.root / "reports"
 
+    @property
+    def candidates(self) -> Path:
+        """The adversarial examples that are to be annotated: tables, no pixels."""
+        return self.root / "annotations" / "candidates"
+
+    @property
+    def votes(self) -> Path:
+        """The opinions on them, one row per vote: an input that `veneer annotate pull` writes."""
+        return self.root / "annotations" / "3ae.parquet"
+
+    @property
+    def labels(self) -> Path:
+        """The candidates with their opinion scores: tables, no pixels."""
+        return self.root / "annotations" / "labels"
+
+    @property
+    def annotated(self) -> Path:
+        """The published data set."""
+        return self.root / "datasets" / "3ae"
+
     def victim(self, name: str) -> Path:
         """A trained victim."""
         return self.root / "models" / "victims" / name

@@ -130,7 +130,7 @@ def _check(
 
 def _fingerprint(listing: SourceListing, chosen: list[str], parameters: dict[str, Any]) -> str:
     items = [
-        (item.source_id, item.version, split)
+        (item.source_id, item.group, item.version, split)
         for item, split in zip(listing.items, chosen, strict=True)
     ]
     return fingerprint(
@@ -194,6 +194,7 @@ def _import_item(item: SourceItem, job: ImportJob) -> tuple[CleanSample, bytes]:
         n_votes=photo.n_votes,
         score_low=job.scale.low,
         score_high=job.scale.high,
+        photograph=item.group,
     )
     return record, image
 

@@ -1,5 +1,7 @@
+from collections.abc import Iterator
 from typing import Any
 
+import label_studio_server
 import pytest
 import tiny
 
@@ -21,3 +23,12 @@ def project(finished) -> tiny.Project:
 def results(finished) -> dict[str, Any]:
     """What each stage of the tiny project returned."""
     return finished[1]
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory) -> Iterator[label_studio_server.Server]:
+    """A Label Studio server with an empty database, stopped at the end."""
+    if not label_studio_server.TEMPLATE.exists():
+        pytest.skip("Label Studio is not installed: run `make test-labelstudio`")
+    with label_studio_server.fresh(tmp_path_factory.mktemp("ls") / "data") as server:
+        yield server

@@ -15,7 +15,10 @@ from test_sources import make_livec
 from pipelines import cli
 
 VENEER = Path(sys.executable).with_name("veneer")
-STAGES = ["import", "train_victim", "perturb", "pretrain", "attack", "evaluate"]
+STAGES = [
+    *("import", "train_victim", "perturb", "pretrain", "attack"),
+    *("curate", "annotate", "package", "evaluate"),
+]
 
 
 def veneer(project: tiny.Project, *arguments: str) -> int:

@@ -1,0 +1,159 @@
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import tiny
+from skimage.metrics import structural_similarity
+
+from pipelines.campaign import (
+    Inline,
+    LocalFiles,
+    Pair,
+    Plan,
+    export_images,
+    label_config,
+    names_in,
+    plan_tasks,
+    task_batches,
+    task_images,
+)
+from pipelines.errors import InputError
+from pipelines.images import decode_png, encode_png
+from pipelines.label_studio import LabelStudio, from_environment
+from pipelines.votes import SCHEMA, read_votes, votes_of_task
+
+PLAN = Plan("Campaign", 3, 0.1, 0.2, ("blur",), 0)
+PAIRS = [Pair(f"{i:016x}", f"{i + 1000:016x}") for i in range(200)]
+
+
+def image(key: str) -> bytes:
+    return encode_png(np.asarray(tiny.colourful(int(key.partition("-")[0], 16))))
+
+
+def test_plan_has_its_shares_and_exchanges_the_sides_of_repeats():
+    tasks = plan_tasks(PAIRS, PLAN)
+    assert Counter(task.kind for task in tasks) == {"item": 200, "repeat": 40, "gold": 20}
+    assert len({task.name for task in tasks}) == len(tasks)
+    first = {task.pair.key: task.left for task in tasks if task.kind == "item"}
+    assert 70 < Counter(first.values())["original"] < 130
+    for task in tasks:
+        if task.kind == "repeat":
+            assert task.left != first[task.pair.key]
+    golds = Counter(task.expected for task in tasks if task.kind == "gold")
+    assert golds == {"unchanged": 10, "degraded": 10}
+
+
+def test_plan_does_not_depend_on_the_order_of_the_candidates():
+    assert plan_tasks(PAIRS, PLAN) == plan_tasks(PAIRS[::-1], PLAN)
+    other = Plan(**{**vars(PLAN), "seed": 1})
+    assert plan_tasks(PAIRS, PLAN) != plan_tasks(PAIRS, other)
+
+
+def test_gold_items_show_what_they_expect():
+    golds = [task for task in plan_tasks(PAIRS, PLAN) if task.kind == "gold"]
+    for task in golds[:6]:
+        shown = task_images(task, image)
+        one, two = (decode_png(shown[role][1]) for role in ("original", "changed"))
+        alike = structural_similarity(one, two, channel_axis=2)
+        assert alike == 1 if task.expected == "unchanged" else alike < 0.9
+
+
+def test_sides_are_those_that_are_recorded(tmp_path):
+    store = LocalFiles(tmp_path, "pictures")
+    tasks = plan_tasks(PAIRS[:30], PLAN)
+    for batch in task_batches(tasks, image, store):
+        for task in batch:
+            about = task["meta"]["veneer"]
+            left = about["left"]
+            right = {"original": "changed", "changed": "original"}[left]
+            assert task["data"]["left_title"] == left.upper()
+            assert task["data"]["right_title"] == right.upper()
+            if about["kind"] != "gold":
+                parent = f"{int(about['key'], 16) + 1000:016x}"
+                key = {"original": parent, "changed": about["key"]}
+                assert task["data"]["left"].endswith(f"/{key[left]}.png")
+                assert task["data"]["right"].endswith(f"/{key[right]}.png")
+    for path in (tmp_path / "pictures").iterdir():
+        if "-" not in path.stem:
+            assert path.read_bytes() == image(path.stem)
+
+
+def test_batches_are_bounded_and_complete(monkeypatch):
+    monkeypatch.setattr("pipelines.campaign.BATCH_BYTES", 100_000)
+    tasks = plan_tasks(PAIRS[:30], PLAN)
+    batches = list(task_batches(tasks, image, Inline()))
+    assert len(batches) > 1
+    sizes = [sum(len(t["data"]["left"]) + len(t["data"]["right"]) for t in b) for b in batches]
+    assert max(sizes) < 150_000
+    names = [task["meta"]["veneer"]["task"] for batch in batches for task in batch]
+    assert names == [task.name for task in tasks]
+
+
+def test_exported_pictures_are_all_that_tasks_show(tmp_path):
+    tasks = plan_tasks(PAIRS[:20], PLAN)
+    count = export_images(tasks, image, tmp_path / "out")
+    assert count == len(list((tmp_path / "out").glob("*.png")))
+    assert {pair.parent for pair in PAIRS[:20]} <= {p.stem for p in (tmp_path / "out").iterdir()}
+
+
+def test_names_of_the_page():
+    found = names_in(label_config(("blur", 'a "b" & <c>')))
+    assert found["artefacts"] == {"blur", 'a "b" & <c>'}
+    assert found["verdict"] == {"degraded", "unchanged", "enhanced"}
+    assert names_in(label_config(()))["artefacts"] == set()
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (0, None),
+        (10, None),
+        (7.5, None),
+        (7.25, "no multiple"),
+        (10.5, "is not in"),
+        (-0.5, "is not in"),
+        (math.nan, "is not in"),
+        ("7", "is no number"),
+        (True, "is no number"),
+        (None, "is no number"),
+    ],
+)
+def test_scores_are_checked(value, reason):
+    result = [
+        {"from_name": "score", "value": {"number": value}},
+        {"from_name": "verdict", "value": {"choices": ["degraded"]}},
+    ]
+    meta = {"task": "a", "key": "a", "kind": "item", "expected": None, "left": "original"}
+    vote = {"id": 1, "completed_by": 4, "created_at": "x", "lead_time": 1.0, "result": result}
+    task = {"id": 1, "meta": {"veneer": meta}, "annotations": [vote]}
+    known = names_in(label_config(("blur",)))
+    (row,) = votes_of_task(task, [], "server", known, {})
+    assert row["reason"] is None if reason is None else reason in row["reason"]
+    assert row["verdict"] == "degraded"
+
+
+def test_no_votes_and_wrong_tables(tmp_path):
+    assert read_votes(tmp_path / "none.parquet").schema.equals(SCHEMA)
+    wrong = tmp_path / "wrong.parquet"
+    wrong.write_text("key,score")
+    with pytest.raises(InputError, match="votes must be a Parquet file"):
+        read_votes(wrong)
+
+
+def test_the_tracked_table_of_votes_has_the_schema():
+    from pathlib import Path
+
+    assert read_votes(Path(__file__).parents[2] / "annotations" / "3ae.parquet").schema.names
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "ftp://x"])
+def test_bad_address(url):
+    with pytest.raises(InputError, match="must begin with http"):
+        LabelStudio(url, "x")
+
+
+def test_no_token(monkeypatch):
+    monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
+    with pytest.raises(InputError, match="LABEL_STUDIO_API_KEY must be an access token"):
+        from_environment()
