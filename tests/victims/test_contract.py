@@ -10,6 +10,9 @@ SCALE = {"low": 1.0, "high": 5.0}
 # One small victim of each kind, without pretrained weights.
 CONFIGS = {
     "nima": {"backbone": "test_efficientnet", "input_size": 64, "scale": SCALE},
+    "hyperiqa": {"backbone": "test_efficientnet", "input_size": 64, "scale": SCALE},
+    "dbcnn": {"backbone": "test_efficientnet", "input_size": 64, "scale": SCALE},
+    "tres": {"backbone": "test_efficientnet", "input_size": 64, "scale": SCALE},
     "toy-linear": {"scale": SCALE},
     "toy-brightness": {"scale": SCALE},
 }

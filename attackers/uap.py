@@ -1,0 +1,121 @@
+"""UAP-DCT (Algorithm 1 of BAIQA): a universal perturbation in the DCT domain as the trigger."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from attackers.dct import BLOCK, band_mask
+from attackers.trigger import Trigger, rms
+from victims.crops import CropVictim, random_crops
+
+Row = dict[str, float]
+
+
+def search_trigger(
+    surrogate: CropVictim,
+    images: Sequence[Tensor],
+    *,
+    band: str = "mid",
+    origin: str = "top-left",
+    eps: float = 8 / 255,
+    lam: float = 1e8,
+    epochs: int = 50,
+    lr: float = 1.0,
+    batch_size: int = 32,
+    seed: int = 0,
+    report: Callable[[Row], None] | None = None,
+) -> tuple[Trigger, list[Row]]:
+    """Search the trigger that moves the surrogate's scores most within an RMS of eps.
+
+    Minimises L = -|f(T(x,t)) - f(x)| + lam·max(mean square of t, eps²) with Adam over t; x is a
+    picture with its trigger **before** the random crop and flip, as in a stored file. |Δ| is
+    taken on a scale of 100, that lam is made for. The mean square is the tile's: that of the
+    picture up to clamping.
+    Beyond the paper: the bound holds exactly in the end (t is scaled down onto it), and t gets
+    the sign under which +t scores above -t on `images`.
+    images: uint8 (3, H, W) of any sizes. lr: in levels of a coefficient.
+    Returns: the trigger, and a row per epoch: effect (mean |Δ| in % of the scale), psnr, loss.
+    Raises: ValueError for bad arguments, RuntimeError if the loss is not finite.
+    """
+    _check(images, eps, lam, epochs, lr)
+    generator = torch.Generator().manual_seed(seed)
+    mask = band_mask(band)
+    start = torch.randn(3, BLOCK, BLOCK, generator=generator) * mask
+    coefficients = start.to(surrogate.device).requires_grad_(True)
+    optimizer = torch.optim.Adam([coefficients], lr=lr)
+    per_cent = 100 / surrogate.scale.range
+    history: list[Row] = []
+    for epoch in range(1, epochs + 1):
+        effect = total = 0.0
+        order = torch.randperm(len(images), generator=generator)
+        for part in order.split(batch_size):
+            kept = coefficients * mask.to(coefficients)
+            trigger = Trigger(kept, band, origin)
+            some = [images[i] for i in part.tolist()]
+            clean, moved = _pairs(surrogate, some, trigger, generator)
+            with torch.no_grad():
+                before = surrogate(clean)
+            change = (surrogate(moved) - before).abs().mean() * per_cent
+            loss = lam * rms(kept).square().clamp_min(eps**2) - change
+            if not math.isfinite(loss.item()):
+                raise RuntimeError(f"loss must be finite, got {loss.item()} in epoch {epoch}")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            effect += change.item() * len(part) / len(images)
+            total += loss.item() * len(part) / len(images)
+        row = {"epoch": float(epoch), "loss": total, "effect": effect, "psnr": trigger.psnr}
+        history.append(row)
+        if report:
+            report(row)
+    found = coefficients.detach() * mask.to(coefficients)
+    found = found * (eps / rms(found)).clamp_max(1)
+    sign = _sign(surrogate, images, Trigger(found, band, origin), generator, batch_size)
+    return Trigger((sign * found).cpu(), band, origin), history
+
+
+def _pairs(
+    surrogate: CropVictim, images: Sequence[Tensor], trigger: Trigger, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The same random crops of pictures without and with the trigger."""
+    whole = [image.to(surrogate.device).float()[None] / 255 for image in images]
+    both = [torch.cat([image, trigger(image, 1.0)]) for image in whole]
+    crops = random_crops(both, surrogate.input_size, generator)
+    return crops[:, 0].detach(), crops[:, 1]
+
+
+@torch.no_grad()
+def _sign(
+    surrogate: CropVictim,
+    images: Sequence[Tensor],
+    trigger: Trigger,
+    generator: torch.Generator,
+    batch_size: int,
+) -> float:
+    """1 where +t scores above -t in the mean, else -1."""
+    total = 0.0
+    for start in range(0, len(images), batch_size):
+        whole = [
+            image.to(surrogate.device).float()[None] / 255
+            for image in images[start : start + batch_size]
+        ]
+        both = [torch.cat([trigger(image, 1.0), trigger(image, -1.0)]) for image in whole]
+        crops = random_crops(both, surrogate.input_size, generator)
+        total += float((surrogate(crops[:, 0]) - surrogate(crops[:, 1])).sum())
+    return 1.0 if total >= 0 else -1.0
+
+
+def _check(images: Sequence[Tensor], eps: float, lam: float, epochs: int, lr: float) -> None:
+    if not len(images):
+        raise ValueError("images must be at least one, got none")
+    if not 0 < eps <= 1:
+        hint = f" (did you mean {eps:g}/255?)" if 1 < eps <= 255 else ""
+        raise ValueError(f"eps must be in (0, 1], got {eps:g}{hint}")
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    if not (lam >= 0 and lr > 0):
+        raise ValueError(f"lam must be at least 0 and lr above 0, got {lam:g} and {lr:g}")
