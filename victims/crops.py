@@ -76,9 +76,6 @@ class CropVictim(TorchVictim):
     input_size: int
     # Loss of the published training: see victims.regression.LOSSES.
     loss = "l1"
-    # Of the backbone while training and searching; None: that of the weights. Scoring that is
-    # recorded leaves it None.
-    precision: torch.dtype | None = None
 
     def __init__(
         self,
@@ -123,10 +120,8 @@ class CropVictim(TorchVictim):
     def maps(self, crops: Tensor) -> list[Tensor]:
         """Feature maps of the last stages, deepest last, with pruned channels at 0."""
         images = ((crops - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        device, low = self.device.type, self.precision
-        with torch.autocast(device, low or torch.bfloat16, enabled=low is not None):
-            every = self.backbone.forward_intermediates(images, intermediates_only=True)
-        maps: list[Tensor] = [each.to(crops.dtype) for each in every[-len(self.channels) :]]
+        every = self.backbone.forward_intermediates(images, intermediates_only=True)
+        maps: list[Tensor] = every[-len(self.channels) :]
         maps[-1] = maps[-1] * self.kept[:, None, None]
         return maps
 

@@ -42,6 +42,9 @@ class DBCNN(CropVictim):
             layers.append(nn.ReLU())
             channels = out
         self.distortion = nn.Sequential(*layers)
+        for layer in self.distortion:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self.linear = nn.Linear(self.channels[-1] * channels, 1)
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.constant_(self.linear.bias, 0.5)
@@ -57,6 +60,6 @@ class DBCNN(CropVictim):
         noise = functional.adaptive_avg_pool2d(noise, semantic.shape[2:])
         places = semantic.shape[2] * semantic.shape[3]
         product = torch.bmm(semantic.flatten(2), noise.flatten(2).mT).flatten(1) / places
-        # The small number keeps the gradient of the root finite at 0.
-        rooted = product.sign() * (product.abs() + 1e-8).sqrt()
+        # The signed root, with a slope of 32 instead of infinity at 0.
+        rooted = product / (product.abs() + 1e-3).sqrt()
         return self.linear(functional.normalize(rooted))[:, 0]

@@ -73,7 +73,7 @@ def test_gradient_is_per_image_and_matches_finite_differences(victim, images):
     assert not gradient[1:].any()
     generator = torch.Generator().manual_seed(1)
     direction = torch.randn(images[0].shape, generator=generator, dtype=torch.float64)
-    step = 1e-6
+    step = 1e-8  # small enough to cross next to no kink of a ReLU
     with torch.no_grad():
         ahead = victim(images[:1] + step * direction)
         behind = victim(images[:1] - step * direction)
