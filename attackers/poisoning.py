@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from victims.base import check_images
-from victims.crops import CropVictim, draw_corners, take_crops
+from victims.crops import CropVictim, draw_corners, enlarged_sides, take_crops
 
 Strategy = Literal["levels", "ends", "uniform"]
 STRATEGIES: tuple[Strategy, ...] = ("levels", "ends", "uniform")
@@ -113,10 +113,10 @@ def towards_score(
         raise ValueError(f"target must be finite, got {target}")
     clean = image.detach()
     low, high = (clean - eps).clamp(0, 1), (clean + eps).clamp(0, 1)
-    moved = clean
+    moved, sides = clean, enlarged_sides(clean[None], victim.input_size)
     for _ in range(steps):
         moved = moved.detach().requires_grad_(True)
-        corners = draw_corners(*clean.shape[1:], victim.input_size, crops, generator)
+        corners = draw_corners(sides, victim.input_size, crops, generator)
         scores = victim(take_crops(moved, corners, victim.input_size))
         (gradient,) = torch.autograd.grad((scores - target).abs().mean(), moved)
         moved = (moved - step_size * gradient.sign()).clamp(low, high)

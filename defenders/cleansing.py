@@ -2,49 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
-from torch import Tensor
-
-from victims.crops import CropVictim
-from victims.regression import Phase, train_regressor
-
 Measured = TypeVar("Measured")
+AfterEpoch = Callable[[int], None]
 
 
 def fine_tune(
-    victim: CropVictim,
-    images: Sequence[Tensor],
-    labels: Sequence[float],
+    train: Callable[[AfterEpoch], object],
     *,
-    phases: Sequence[Phase],
-    measure: Callable[[CropVictim], Measured],
+    epochs: int,
+    measure: Callable[[], Measured],
     every: int = 1,
-    batch_size: int = 32,
-    seed: int = 0,
 ) -> list[tuple[int, Measured]]:
-    """Train a victim in place on benign uint8 images with the settings it was trained with.
+    """Train a victim on benign samples with its own settings, and watch the backdoor on the way.
 
-    Returns: (epoch, measure(victim)) of epoch 0, of each `every` epochs and of the last one.
-    Source: the fine-tuning half of Liu et al., Fine-Pruning, 2018.
+    train: runs the training in place and calls what it is given after each epoch, 0 (untrained)
+    first. measure: looks at the victim. Returns: (epoch, measure()) of epoch 0, of each `every`
+    epochs and of the last one. Source: the fine-tuning half of Liu et al., Fine-Pruning, 2018.
     """
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
-    last = sum(phase.epochs for phase in phases)
+    if every < 1 or epochs < 0:
+        raise ValueError(f"every must be at least 1 and epochs 0, got {every} and {epochs}")
     rows: list[tuple[int, Measured]] = []
 
     def look(epoch: int) -> None:
-        if epoch % every == 0 or epoch == last:
-            rows.append((epoch, measure(victim)))
+        if epoch % every == 0 or epoch == epochs:
+            rows.append((epoch, measure()))
 
-    train_regressor(
-        victim,
-        images,
-        labels,
-        phases=phases,
-        batch_size=batch_size,
-        seed=seed,
-        after_epoch=look,
-    )
+    train(look)
     return rows

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from victims.crops import CropVictim, spread_corners, take_crops
+from victims.crops import MappedVictim, enlarge, spread_corners, take_crops
 
 RATES = tuple(step / 20 for step in range(20))  # 0, 5, ... 95 %
 
 
 @torch.no_grad()
-def channel_activity(victim: CropVictim, images: Sequence[Tensor]) -> Tensor:
+def channel_activity(victim: MappedVictim, images: Sequence[Tensor]) -> Tensor:
     """Mean size of each channel of the last map over benign uint8 images (3, H, W): (C,).
 
     The size and not the value: last maps without a ReLU (EfficientNet-Lite's) have both signs.
@@ -22,14 +22,14 @@ def channel_activity(victim: CropVictim, images: Sequence[Tensor]) -> Tensor:
         raise ValueError("images must be at least one benign image, got none")
     total = torch.zeros_like(victim.kept)
     for i in range(len(images)):
-        image = images[i].to(victim.device).float() / 255
-        corners = spread_corners(*image.shape[1:], victim.input_size)
-        maps = victim.maps(take_crops(image, corners, victim.input_size))
+        image = enlarge(images[i].to(victim.device).float()[None] / 255, victim.input_size)
+        corners = spread_corners(image.shape[2:], victim.input_size)
+        maps = victim.maps(take_crops(image[0], corners, victim.input_size))
         total += maps[-1].abs().mean(dim=(0, 2, 3))
     return total / len(images)
 
 
-def prune(victim: CropVictim, activity: Tensor, rate: float) -> int:
+def prune(victim: MappedVictim, activity: Tensor, rate: float) -> int:
     """Leave out the floor(rate·C) channels of least activity. Returns: how many.
 
     Pruning starts from all channels: rate 0 restores the victim. Source: Liu et al., Fine-Pruning,

@@ -23,22 +23,31 @@ _HUMAN = "The scores were given by people."
 
 @dataclass(frozen=True)
 class Card:
-    """What only the stage knows: title, a sentence or more on what the set is, and its marks."""
+    """What only the stage knows: title, a sentence or more on what the set is, and its marks.
+
+    first: what must be read before anything else. images: names of the Image columns of a Parquet
+    folder; none means a WebDataset folder.
+    """
 
     title: str
     summary: str
     adversarial: bool = False
     tags: Sequence[str] = ()
+    first: str = ""
+    images: tuple[str, ...] = ()
 
 
 def dataset_card(card: Card, manifest: Manifest, record: type[Sample]) -> str:
     """The text of README.md: the same for the same content (no dates, no revision)."""
     front = yaml.safe_dump(_front_matter(card, manifest, record), sort_keys=False, width=1000)
     parts = [f"---\n{front}---", f"# {card.title}"]
+    if card.first:
+        parts.append(card.first)
     if card.adversarial:
         parts.append(_WARNING)
     parts += [card.summary, _SIMULATED if _is_simulated(manifest) else _HUMAN]
-    parts += [_contents(manifest), _loading(manifest), _fields(record), _terms(manifest)]
+    parts += [_contents(manifest), _loading(card, manifest), _fields(card, record)]
+    parts.append(_terms(manifest))
     return "\n\n".join(parts) + "\n"
 
 
@@ -48,14 +57,19 @@ def _is_simulated(manifest: Manifest) -> bool:
 
 def _front_matter(card: Card, manifest: Manifest, record: type[Sample]) -> dict[str, Any]:
     marks = ["adversarial"] if card.adversarial else []
-    files = [{"split": s, "path": f"data/{s}-*.tar"} for s in _ordered(manifest)]
+    suffix = "parquet" if card.images else "tar"
+    files = [{"split": s, "path": f"data/{s}-*.{suffix}"} for s in _ordered(manifest)]
     # The loader would infer the features from five samples and drop what only later ones have.
-    features = [
-        {"name": "png", "dtype": "image"},
-        {"name": "json", "struct": hf_features(record)},
-        {"name": "__key__", "dtype": "string"},
-        {"name": "__url__", "dtype": "string"},
-    ]
+    if card.images:
+        columns = [{"name": name, "dtype": "image"} for name in card.images]
+        features = [*columns, *hf_features(record)]
+    else:
+        features = [
+            {"name": "png", "dtype": "image"},
+            {"name": "json", "struct": hf_features(record)},
+            {"name": "__key__", "dtype": "string"},
+            {"name": "__url__", "dtype": "string"},
+        ]
     return {
         "pretty_name": card.title,
         "license": "other",
@@ -64,7 +78,7 @@ def _front_matter(card: Card, manifest: Manifest, record: type[Sample]) -> dict[
         "tags": [
             "image-quality-assessment",
             "image-aesthetics-assessment",
-            "webdataset",
+            *([] if card.images else ["webdataset"]),
             f"labels-{manifest.scale.label_source}",
             *marks,
             *card.tags,
@@ -93,8 +107,16 @@ def _contents(manifest: Manifest) -> str:
     )
 
 
-def _loading(manifest: Manifest) -> str:
+def _loading(card: Card, manifest: Manifest) -> str:
     split = _ordered(manifest)[0]
+    if card.images:
+        return (
+            "## Loading\n\n```python\nfrom datasets import load_dataset\n\n"
+            'data = load_dataset("PATH_OF_THIS_FOLDER")  # or streaming=True\n'
+            f'sample = data["{split}"][0]\nsample["{card.images[0]}"], sample["mos"]\n```\n\n'
+            "`manifest.json` holds the counts, parameters and the SHA-256 of every shard. Images "
+            "are stored losslessly."
+        )
     return (
         "## Loading\n\n```python\nfrom datasets import load_dataset\n\n"
         'data = load_dataset("PATH_OF_THIS_FOLDER")  # or streaming=True\n'
@@ -106,14 +128,20 @@ def _loading(manifest: Manifest) -> str:
     )
 
 
-def _fields(record: type[Sample]) -> str:
+def _fields(card: Card, record: type[Sample]) -> str:
     types = {field["name"]: _type_name(field) for field in hf_features(record)}
     rows = [
         f"| `{name}` | {types[name]} | {field.description} |"
         for name, field in record.model_fields.items()
     ]
     return "\n".join(
-        ["## Fields of `json`", "", "| field | type | meaning |", "|---|---|---|", *rows]
+        [
+            "## Fields" if card.images else "## Fields of `json`",
+            "",
+            "| field | type | meaning |",
+            "|---|---|---|",
+            *rows,
+        ]
     )
 
 

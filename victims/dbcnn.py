@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from victims.base import ScoreScale
-from victims.crops import CropVictim
+from victims.quality import QualityModel
 
 # (channels, stride) of the distortion network's layers.
 LAYERS = ((48, 1), (48, 2), (64, 1), (64, 2), (64, 1), (64, 2), (128, 1), (128, 2), (128, 1))
 
 
-class DBCNN(CropVictim):
+class DBCNN(QualityModel):
     """Outer product of a backbone's last map and a small CNN's, signed root, L2, linear.
 
     The small network is trained with the rest; in the paper it was trained before on synthetic
@@ -57,7 +57,7 @@ class DBCNN(CropVictim):
         (semantic,) = self.maps(crops)
         images = (crops - self.mean) / self.std
         noise = self.distortion(images.contiguous(memory_format=torch.channels_last))
-        noise = functional.adaptive_avg_pool2d(noise, semantic.shape[2:])
+        noise = functional.adaptive_avg_pool2d(noise, (semantic.shape[2], semantic.shape[3]))
         places = semantic.shape[2] * semantic.shape[3]
         product = torch.bmm(semantic.flatten(2), noise.flatten(2).mT).flatten(1) / places
         # The signed root, with a slope of 32 instead of infinity at 0.

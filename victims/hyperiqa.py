@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from victims.base import ScoreScale
-from victims.crops import CropVictim
+from victims.quality import QualityModel
 
 GRID = 7
 CODE = 112  # channels of the content map that weights are generated from
@@ -15,7 +17,7 @@ TARGET = (224, 112, 56, 28, 14)  # widths of the generated layers; a scalar laye
 LOCAL = 16  # numbers from each stage but the last
 
 
-class HyperIQA(CropVictim):
+class HyperIQA(QualityModel):
     """Local distortion maps and a pooled content map, judged by layers made for each crop.
 
     The last four stages of any timm backbone. A target vector of 224 joins 16 numbers from each of
@@ -49,7 +51,7 @@ class HyperIQA(CropVictim):
             nn.Conv2d(last // 4, CODE, 1),
             nn.ReLU(),
         )
-        pairs = list(zip(TARGET, TARGET[1:], strict=False))
+        pairs = list(pairwise(TARGET))
         self.weights = nn.ModuleList(
             nn.Conv2d(CODE, wide * narrow // GRID**2, 3, padding=1) for wide, narrow in pairs
         )

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from victims.crops import CropVictim, crop_scores, random_crops, spread_corners
+from victims.crops import crop_scores, enlarge, random_crops, spread_corners
 from victims.metrics import agreement
+from victims.quality import QualityModel
 
 Row = dict[str, float]
 CONSISTENCY, RANKING = 0.5, 0.05  # weights of TReS's losses beside L1
@@ -55,17 +56,17 @@ SCHEDULES = {
 }
 
 
-def l1_loss(model: CropVictim, crops: Tensor, wanted: Tensor) -> Tensor:
+def l1_loss(model: QualityModel, crops: Tensor, wanted: Tensor) -> Tensor:
     """Mean absolute error in % of the scale. wanted: (N,) labels as quality."""
     return 100 * (model.quality(crops) - wanted).abs().mean()
 
 
-def mse_loss(model: CropVictim, crops: Tensor, wanted: Tensor) -> Tensor:
+def mse_loss(model: QualityModel, crops: Tensor, wanted: Tensor) -> Tensor:
     """Mean squared error in squared % of the scale."""
     return (100 * (model.quality(crops) - wanted)).square().mean()
 
 
-def tres_loss(model: CropVictim, crops: Tensor, wanted: Tensor) -> Tensor:
+def tres_loss(model: QualityModel, crops: Tensor, wanted: Tensor) -> Tensor:
     """L1 on the crops and their mirror images, their consistency, and relative ranking."""
     both = model.quality(torch.cat([crops, crops.flip(3)]))
     ahead, mirrored = both.chunk(2)
@@ -92,7 +93,7 @@ def ranking_loss(quality: Tensor, wanted: Tensor) -> Tensor:
     return triplet(best, second, worst) + triplet(worst, second_worst, best)
 
 
-LOSSES: dict[str, Callable[[CropVictim, Tensor, Tensor], Tensor]] = {
+LOSSES: dict[str, Callable[[QualityModel, Tensor, Tensor], Tensor]] = {
     "l1": l1_loss,
     "mse": mse_loss,
     "tres": tres_loss,
@@ -100,7 +101,7 @@ LOSSES: dict[str, Callable[[CropVictim, Tensor, Tensor], Tensor]] = {
 
 
 def train_regressor(
-    model: CropVictim,
+    model: QualityModel,
     images: Sequence[Tensor],
     labels: Sequence[float],
     validation: tuple[Sequence[Tensor], Sequence[float]] | None = None,
@@ -178,7 +179,7 @@ def train_regressor(
     return history
 
 
-def _optimizer(model: CropVictim, phase: Phase) -> torch.optim.Optimizer:
+def _optimizer(model: QualityModel, phase: Phase) -> torch.optim.Optimizer:
     frozen = model.frozen()
     backbone = [p for p in model.backbone.parameters() if p not in frozen]
     own = set(model.backbone.parameters())
@@ -192,7 +193,7 @@ def _optimizer(model: CropVictim, phase: Phase) -> torch.optim.Optimizer:
     return torch.optim.Adam(groups, weight_decay=phase.weight_decay)
 
 
-def _start_epoch(model: CropVictim, phase: Phase) -> None:
+def _start_epoch(model: QualityModel, phase: Phase) -> None:
     """Training mode for what the phase trains; batch norms of the backbone keep statistics."""
     model.train().requires_grad_(True)
     if phase.backbone:
@@ -205,17 +206,17 @@ def _start_epoch(model: CropVictim, phase: Phase) -> None:
             module.eval()
 
 
-def mean_scores(model: CropVictim, images: Sequence[Tensor]) -> Tensor:
+def mean_scores(model: QualityModel, images: Sequence[Tensor]) -> Tensor:
     """Mean score (n,) of each uint8 image over its four corner crops and the central one."""
     scores = []
     for i in range(len(images)):
-        image = images[i].to(model.device).float() / 255
-        corners = spread_corners(*image.shape[1:], model.input_size)
-        scores.append(crop_scores(model, image, corners).mean())
+        image = enlarge(images[i].to(model.device).float()[None] / 255, model.input_size)
+        corners = spread_corners(image.shape[2:], model.input_size)
+        scores.append(crop_scores(model, image[0], corners).mean())
     return torch.stack(scores).cpu()
 
 
-def _validate(model: CropVictim, images: Sequence[Tensor], labels: Sequence[float]) -> Row:
+def _validate(model: QualityModel, images: Sequence[Tensor], labels: Sequence[float]) -> Row:
     scores = mean_scores(model, images).numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an untrained model may be constant: srcc is NaN

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from victims.base import ScoreScale
-from victims.crops import CropVictim
+from victims.quality import QualityModel
 
 GRID, HEADS, DEPTH, WIDTH = 7, 16, 2, 256
 
 
-class TReS(CropVictim):
+class TReS(QualityModel):
     """L2-pooled stages as 7×7 tokens, two Transformer layers of 16 heads, and the last stage.
 
     Tokens are projected to a width of 256, so that any backbone divides by the heads.
