@@ -208,6 +208,8 @@ class TriggerParams(_Section):
     origin: Literal["top-left", "centred"] = "top-left"
     eps: float = Field(8.0, gt=0, le=255)
     lam: float = Field(1e8, ge=0)
+    project: bool = True
+    effect: Literal["signed", "absolute"] = "signed"
     epochs: int = Field(50, ge=1)
     lr: float = Field(1.0, gt=0)
     batch_size: int = Field(32, ge=1)

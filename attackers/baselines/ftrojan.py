@@ -17,7 +17,7 @@ def ftrojan(
     band: str = "mid",
     origin: str = "top-left",
 ) -> Trigger:
-    """Build FTrojan's trigger, scaled by alpha like any other: 30.0 dB at magnitude 66.
+    """Build FTrojan's trigger, scaled by alpha like any other: 29.6 dB where nothing is clamped.
 
     magnitude: of each coefficient, in levels of 0-255 (KonIQ-10k: 33). The chroma planes and two
     frequencies are FTrojan's; BAIQA moves them to its own band (its Table 2: 29.80 dB).

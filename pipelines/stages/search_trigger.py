@@ -124,6 +124,8 @@ def _trigger(
         origin=settings.origin,
         eps=settings.eps / 255,
         lam=settings.lam,
+        project=settings.project,
+        effect=settings.effect,
         epochs=settings.epochs,
         lr=settings.lr,
         batch_size=settings.batch_size,

@@ -21,3 +21,11 @@ def project(finished) -> tiny.Project:
 def results(finished) -> dict[str, Any]:
     """What each stage of the tiny project returned."""
     return finished[1]
+
+
+@pytest.fixture(scope="session")
+def poisoning(tmp_path_factory) -> tuple[tiny.Project, dict[str, Any]]:
+    """A tiny project after the stages on poisoned sets, and what each returned. Only to read."""
+    project = tiny.new_project(tmp_path_factory.mktemp("poison") / "project")
+    tiny.import_all(project, project.params())
+    return project, tiny.run_poisoning(project)
