@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from attackers.dct import BLOCK, band_mask
+from attackers.dct import BLOCK, band_mask, dct_matrix
 from attackers.trigger import Trigger, rms
 from victims.crops import CropVictim, random_crops
 
@@ -54,8 +54,7 @@ def search_trigger(
         raise ValueError(f"effect must be one of {', '.join(EFFECTS)}, got {effect!r}")
     generator = torch.Generator().manual_seed(seed)
     mask = band_mask(band)
-    start = torch.randn(3, BLOCK, BLOCK, generator=generator) * mask
-    coefficients = start.to(surrogate.device).requires_grad_(True)
+    coefficients = _start(effect, mask, eps, generator).to(surrogate.device).requires_grad_(True)
     optimizer = torch.optim.Adam([coefficients], lr=lr)
     per_cent = 100 / surrogate.scale.range
     history: list[Row] = []
@@ -87,6 +86,22 @@ def search_trigger(
     found = coefficients.detach()
     sign = _sign(surrogate, images, Trigger(found, band, origin), generator, batch_size)
     return Trigger((sign * found).cpu(), band, origin), history
+
+
+def _start(effect: str, mask: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+    """Where the search starts: noise of one level, for signed plus a dot in the luma.
+
+    Crops shift the tile, so what tells +t from -t is its skewness. Noise has none, and at t = 0 the
+    odd part of the effect has next to no gradient: a dot, the most skewed pattern, is off there.
+    """
+    start = torch.randn(3, BLOCK, BLOCK, generator=generator) * mask
+    if effect == "signed":
+        # The coefficients of a dot at the middle of the block.
+        column = dct_matrix()[:, BLOCK // 2]
+        dot = torch.zeros_like(start)
+        dot[0] = torch.outer(column, column) * mask
+        start = start + dot * (eps / 2 / rms(dot))
+    return start
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ def images():
 
 
 def test_rates():
-    assert RATES == pytest.approx([0.05 * i for i in range(20)])
+    assert pytest.approx([0.05 * i for i in range(20)]) == RATES
 
 
 def test_activity_is_the_mean_size_of_each_channel(victim, images):
