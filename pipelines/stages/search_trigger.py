@@ -1,12 +1,14 @@
 """Stage `search_trigger`: a surrogate on the poisoned subset, then UAP-DCT; or a baseline."""
 
 import csv
+import hashlib
 import io
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from attackers.backdoor_metrics import score_changes
 from attackers.baselines import build_baseline
@@ -14,7 +16,13 @@ from attackers.trigger import Injector, trigger_bytes, trigger_sha256
 from attackers.uap import search_trigger
 from pipelines.params import Params
 from pipelines.pictures import Originals, read_manifest
-from pipelines.poisoned import TRIGGER, build_quality, poisoned_keys, training_keys
+from pipelines.poisoned import (
+    TRIGGER,
+    build_quality,
+    open_trigger,
+    poisoned_keys,
+    training_keys,
+)
 from pipelines.provenance import Manifest, code_version, fingerprint, sample_generator
 from pipelines.shards import atomic_file
 from pipelines.stages.common import Layout, device, epoch_reporter, torch_threads
@@ -114,10 +122,25 @@ def _trigger(
     pictures: Originals,
     surrogate: QualityModel,
 ) -> tuple[Injector, list[dict[str, float]]]:
+    """The trigger and the rows of its search: from the work folder where it was found before."""
     settings = params.section("trigger")
     if settings.kind != "uap":
         return build_baseline(settings.kind, **settings.settings), []
-    return search_trigger(
+    weights = {name: tensor.cpu() for name, tensor in surrogate.state_dict().items()}
+    mark = fingerprint(
+        trigger=settings.model_dump(),
+        surrogate=hashlib.sha256(save(weights)).hexdigest(),
+        images=[record["key"] for record in pictures.records],
+        clean=clean.content_sha256,
+        seed=params.seed,
+        threads=params.engine.threads,
+        code=code_version(*_CODE),
+    )
+    folder = layout.work / STAGE / f"trigger-{mark[:16]}"
+    rows = folder / "rows.json"
+    if rows.exists():
+        return open_trigger(folder)[0], json.loads(rows.read_text())
+    found, history = search_trigger(
         surrogate,
         pictures,
         band=settings.band,
@@ -132,6 +155,14 @@ def _trigger(
         seed=params.seed,
         report=epoch_reporter("search_trigger", settings.epochs, ("loss", "effect", "psnr")),
     )
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in (
+        (folder / TRIGGER, trigger_bytes(found)),
+        (rows, json.dumps(history).encode()),
+    ):
+        with atomic_file(path) as file:
+            file.write(content)
+    return found, history
 
 
 def _effect(

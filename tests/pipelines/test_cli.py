@@ -16,6 +16,7 @@ from pipelines import cli
 
 VENEER = Path(sys.executable).with_name("veneer")
 STAGES = ["import", "train_victim", "perturb", "pretrain", "attack", "evaluate"]
+STAGES += ["search_trigger", "poison", "backdoor", "report_backdoor"]
 
 
 def veneer(project: tiny.Project, *arguments: str) -> int:

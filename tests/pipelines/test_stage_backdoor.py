@@ -110,6 +110,14 @@ def test_a_finished_training_is_not_repeated(poisoning, tmp_path, monkeypatch):
     assert report["mmae"] == done["p"]["mmae"]
 
 
+def test_a_found_trigger_is_not_searched_again(poisoning, tmp_path, monkeypatch):
+    project, done = poisoning
+    other = project.copy(tmp_path / "p")
+    monkeypatch.setattr("pipelines.stages.search_trigger.search_trigger", None)
+    monkeypatch.setattr("pipelines.stages.search_trigger.train_regressor", None)
+    assert run_search_trigger(other.params(), other.layout) == done["search_trigger"]
+
+
 def test_joined_report_and_plots(poisoning):
     project, done = poisoning
     report = json.loads((project.layout.reports / "backdoor.json").read_text())
