@@ -126,7 +126,7 @@ def _trigger(
     settings = params.section("trigger")
     if settings.kind != "uap":
         return build_baseline(settings.kind, **settings.settings), []
-    weights = {name: tensor.cpu() for name, tensor in surrogate.state_dict().items()}
+    weights = {name: t.cpu().contiguous() for name, t in surrogate.state_dict().items()}
     mark = fingerprint(
         trigger=settings.model_dump(),
         surrogate=hashlib.sha256(save(weights)).hexdigest(),
