@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test labelstudio-server test-labelstudio check bench livec clean
+.PHONY: help install demo test labelstudio-server test-labelstudio check bench bench-baiqa livec clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -48,11 +48,14 @@ check: install  ## lint, format, types, imports
 	lint-imports
 
 bench: install  ## each claim of speed, both sides in one run
-	for script in filters adt generation shards perturb curation annotation; do \
+	for script in filters adt generation shards perturb trigger curation annotation; do \
 		echo; echo "## $$script"; python benchmarks/$$script.py || exit 1; done
 
 livec: install  ## the table of the README on real photographs (../shared/livec or VENEER_LIVEC)
 	python benchmarks/robustness.py
+
+bench-baiqa: install  ## poisoned sets on real photographs: the table of docs/baiqa.md
+	python benchmarks/baiqa.py
 
 clean:  ## remove what the pipeline and the tools made, keep the virtual environment
 	rm -rf .cache .dvc/cache .dvc/tmp .mypy_cache .pytest_cache .ruff_cache .hypothesis \

@@ -234,6 +234,91 @@ class Package(_Section):
     shard_size: int = Field(2000, ge=1)
 
 
+class QualityParams(_Section):
+    """A quality model: what builds it, and its schedule (null: the one of its paper)."""
+
+    model: dict[str, Any]
+    phases: list[dict[str, Any]] | None = None
+    batch_size: int = Field(32, ge=1)
+
+    @field_validator("phases", mode="after")
+    @classmethod
+    def _text_is_a_number(cls, values: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        if values is None:
+            return None
+        return [
+            {k: _number(v) if k.endswith("lr") else v for k, v in phase.items()} for phase in values
+        ]
+
+
+class TriggerParams(_Section):
+    """UAP-DCT, or the trigger of a baseline.
+
+    settings: of a baseline's trigger. surrogate: a name under `quality`; it is trained on the
+    poisoned subset alone. eps: bound of the root mean square, in levels of 0-255.
+    """
+
+    kind: Literal["uap", "ftrojan", "blended", "wanet"] = "uap"
+    settings: dict[str, Any] = {}
+    surrogate: str
+    band: Literal["low", "mid", "high", "official"] = "mid"
+    origin: Literal["top-left", "centred"] = "top-left"
+    eps: float = Field(8.0, gt=0, le=255)
+    lam: float = Field(1e8, ge=0)
+    project: bool = True
+    effect: Literal["signed", "absolute"] = "signed"
+    epochs: int = Field(50, ge=1)
+    lr: float = Field(1.0, gt=0)
+    batch_size: int = Field(32, ge=1)
+
+
+class Poison(_Section):
+    """Poisoned training sets. schemes: p changes labels, c does not.
+
+    ratio: poisoned share of the training photographs, also those that the trigger is searched on.
+    delta_y, centre: Δy and μ_y as shares of the scale. pgd_*: C's move of a picture to μ_y, bound
+    and step in levels.
+    """
+
+    schemes: list[Literal["p", "c"]] = Field(min_length=1)
+    ratio: float = Field(0.2, gt=0, le=1)
+    delta_y: float = Field(0.4, gt=0, le=1)
+    strategy: Literal["levels", "ends", "uniform"] = "levels"
+    clip_labels: bool = False
+    centre: float = Field(0.5, ge=0, le=1)
+    pgd_eps: float = Field(2.0, ge=0, le=255)
+    pgd_step: float = Field(1.0, gt=0, le=255)
+    pgd_steps: int = Field(20, ge=1)
+    pgd_crops: int = Field(4, ge=1)
+    shard_size: int = Field(64, ge=1)
+
+
+class Backdoor(_Section):
+    """What poisoned sets do to quality models, and what helps.
+
+    victims: names under `quality`. crops: random crops per test picture. defenses: each is run on
+    `benign` of the training set, measured on the first `defense_images` test pictures with
+    `defense_crops` crops; every: epochs between two measures of fine-tuning.
+    """
+
+    victims: list[str] = Field(min_length=1)
+    crops: int = Field(25, ge=1)
+    defenses: list[Literal["finetune", "prune"]] = ["finetune", "prune"]
+    benign: float = Field(0.2, gt=0, le=1)
+    prune_rates: list[float] = [step / 20 for step in range(20)]
+    every: int = Field(4, ge=1)
+    defense_images: int = Field(1000, ge=1)
+    defense_crops: int = Field(25, ge=1)
+
+    @field_validator("prune_rates", mode="after")
+    @classmethod
+    def _rates_are_shares(cls, values: list[float]) -> list[float]:
+        for value in values:
+            if not 0 <= value < 1:
+                raise ValueError(f"prune_rates must be in [0, 1), got {value:g}")
+        return values
+
+
 class Params(_Section):
     """All parameters of the pipeline."""
 
@@ -251,6 +336,21 @@ class Params(_Section):
     campaign: Campaign = Campaign()
     annotate: Annotate = Annotate()
     package: Package = Package()
+    quality: dict[str, QualityParams] = {}
+    trigger: TriggerParams | None = None
+    poison: Poison | None = None
+    backdoor: Backdoor | None = None
+
+    @model_validator(mode="after")
+    def _quality_models_exist(self) -> Self:
+        named = [] if self.trigger is None else [("trigger.surrogate", self.trigger.surrogate)]
+        if self.backdoor is not None:
+            named += [("backdoor.victims", name) for name in self.backdoor.victims]
+        for where, name in named:
+            if name not in self.quality:
+                known = ", ".join(self.quality) or "(none)"
+                raise ValueError(f"{where} must be among quality: {known}, got {name!r}")
+        return self
 
     @model_validator(mode="after")
     def _attacked_victims_exist(self) -> Self:
@@ -266,6 +366,20 @@ class Params(_Section):
             known = ", ".join(self.victims)
             raise InputError(f"victim must be one of {known}; got {name!r}")
         return self.victims[name]
+
+    def quality_model(self, name: str) -> QualityParams:
+        """The quality model of that name; InputError names those that there are."""
+        if name not in self.quality:
+            known = ", ".join(self.quality) or "(none)"
+            raise InputError(f"victim must be one of {known} (quality), got {name!r}")
+        return self.quality[name]
+
+    def section(self, name: Literal["trigger", "poison", "backdoor"]) -> Any:
+        """An optional section; InputError where the file has none."""
+        value = getattr(self, name)
+        if value is None:
+            raise InputError(f"params must have a section {name}, got none")
+        return value
 
     def mode(self, name: str) -> Mode:
         """The attack mode of that name; InputError names those that have objectives."""

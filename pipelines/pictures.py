@@ -1,9 +1,10 @@
 """Pictures of a data set folder as training loops want them: uint8 tensors of one size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -67,6 +68,61 @@ class Pictures:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None if self._cache is None else {}}
+
+
+class Originals(Sequence[Tensor]):
+    """Pictures at their own size, uint8 (3,H,W), in order of key; `records` says what they are.
+
+    Decodes on demand, and keeps what it decoded while that fits CACHE_BYTES.
+    """
+
+    def __init__(self, records: Sequence[dict[str, Any]], read: Callable[[int], bytes]) -> None:
+        self.records, self._read = records, read
+        fits = sum(3 * r["width"] * r["height"] for r in records) <= CACHE_BYTES
+        self._cache: dict[int, Tensor] | None = {} if fits else None
+
+    @classmethod
+    def of_shards(cls, folder: Path, split: str, keys: Sequence[str] | None = None) -> "Originals":
+        """Of a WebDataset folder: one split, or those keys of it in the order given."""
+        index = ShardIndex(folder, [split])
+        chosen = sorted(index.records) if keys is None else list(keys)
+        if not chosen:
+            raise InputError(f"{folder} must hold pictures of split {split}, got none")
+        return cls([index.records[k] for k in chosen], lambda i: index.image_bytes(chosen[i]))
+
+    @classmethod
+    def of_parquet(cls, folder: Path, split: str, column: str = "image") -> "Originals":
+        """Of a Parquet folder: the encoded pictures of one split stay in memory."""
+        rows: list[dict[str, Any]] = []
+        for path in sorted((folder / "data").glob(f"{split}-*.parquet")):
+            rows += pq.read_table(path).to_pylist()
+        if not rows:
+            raise InputError(f"{folder} must hold pictures of split {split}, got none")
+        rows.sort(key=lambda row: row["key"])
+        images = [row.pop(column)["bytes"] for row in rows]
+        return cls(rows, lambda i: images[i])
+
+    @property
+    def mos(self) -> list[float]:
+        """The labels."""
+        return [record["mos"] for record in self.records]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One picture."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        pixels = decode_png(self._read(index))
+        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        if self._cache is not None:
+            self._cache[index] = image
+        return image
 
 
 def read_manifest(folder: Path, made_by: str) -> Manifest:

@@ -98,6 +98,49 @@ class AnnotatedSample(AESample):
     label_source: Literal["human", "simulated"] = Field(description="who gave mos and verdict")
 
 
+class BlindSample(Sample):
+    """A row of a poisoned set as released for blind detection: it says nothing of poisoning."""
+
+    @model_validator(mode="after")
+    def _on_the_scale(self) -> Self:
+        # Labels of P-BAIQA may leave the scale, by at most its width.
+        width = self.score_high - self.score_low
+        if not width > 0:
+            raise ValueError(f"score_low {self.score_low} must be below {self.score_high}")
+        if not self.score_low - width <= self.mos <= self.score_high + width:
+            raise ValueError(
+                f"mos must be within the width of the scale of [{self.score_low}, "
+                f"{self.score_high}], got {self.mos}"
+            )
+        return self
+
+
+class PoisonedSample(BlindSample):
+    """A row of a poisoned data set: most are clean, and `is_poisoned` says which."""
+
+    is_poisoned: bool = Field(description="whether the picture carries the trigger")
+    alpha: float = Field(description="coefficient of the trigger; 0 in clean rows", ge=-1, le=1)
+    delta_y: float = Field(description="change of the score that alpha = 1 asks for", gt=0)
+    scheme: Literal["p", "c"] = Field(description="p: labels are poisoned, c: labels are clean")
+    strategy: str = Field(description="how alpha was drawn; `label` where it follows from the mos")
+    mos_clean: float = Field(description="mean opinion score of the photograph before poisoning")
+    psnr: float | None = Field(description="PSNR against the photograph, dB; null in clean rows")
+    trigger_sha256: Digest | None = Field(
+        description="SHA-256 of the trigger's file; null in clean rows"
+    )
+
+    @model_validator(mode="after")
+    def _clean_rows_are_clean(self) -> Self:
+        if not self.score_low <= self.mos_clean <= self.score_high:
+            raise ValueError(
+                f"mos_clean must be in [{self.score_low}, {self.score_high}], got {self.mos_clean}"
+            )
+        marked = (self.alpha, self.psnr, self.trigger_sha256) != (0, None, None)
+        if not self.is_poisoned and (marked or self.mos != self.mos_clean):
+            raise ValueError("a row that is not poisoned must have no trigger and its own mos")
+        return self
+
+
 S = TypeVar("S", bound=Sample)
 
 

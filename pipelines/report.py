@@ -99,6 +99,22 @@ def annotation_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def backdoor_table(rows: dict[str, dict[str, Any]]) -> str:
+    """reports/backdoor.json, or rows like its, as a Markdown table in the order of Table 1."""
+    lines = [
+        "| model | trigger | poisoned | PLCC | SROCC | RMSE | mMAE | mMRA | PSNR_t dB |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for name, row in rows.items():
+        lines.append(
+            f"| {name} | {row['trigger']} | {row['poisoned']}/{row['train']} "
+            f"| {_number(row['plcc'], 3)} | {_number(row['srocc'], 3)} "
+            f"| {_number(row['rmse'], 2)} | {_number(row['mmae'], 2)} "
+            f"| {_number(row['mmra'], 2)} | {_number(row['psnr'], 2)} |"
+        )
+    return "\n".join(lines)
+
+
 def campaign_table(told: dict[str, Any]) -> str:
     """What `veneer annotate status` found, as text."""
     tasks = told["item"] + told["repeat"] + told["gold"]

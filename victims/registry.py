@@ -18,12 +18,18 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from victims.base import ScoreScale, TorchVictim
+from victims.dbcnn import DBCNN
+from victims.hyperiqa import HyperIQA
 from victims.nima import Nima
 from victims.toy import BrightnessVictim, LinearVictim
+from victims.tres import TReS
 
 # kind -> class; the remaining keys of a config are its arguments.
 VICTIMS: dict[str, Callable[..., TorchVictim]] = {
     "nima": Nima,
+    "hyperiqa": HyperIQA,
+    "dbcnn": DBCNN,
+    "tres": TReS,
     "toy-linear": LinearVictim,
     "toy-brightness": BrightnessVictim,
 }

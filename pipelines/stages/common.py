@@ -62,6 +62,23 @@ class Layout:
         """The published data set."""
         return self.root / "datasets" / "3ae"
 
+    @property
+    def trigger(self) -> Path:
+        """The trigger, and the surrogate it was searched on."""
+        return self.root / "models" / "trigger"
+
+    def poisoned(self, scheme: str) -> Path:
+        """A poisoned training set with clean validation and test splits."""
+        return self.root / "datasets" / f"poisoned-{scheme}"
+
+    def backdoored(self, scheme: str, victim: str) -> Path:
+        """A quality model trained on a poisoned set, or on the clean one."""
+        return self.root / "models" / "backdoored" / f"{scheme}-{victim}"
+
+    def backdoor_report(self, scheme: str, victim: str) -> Path:
+        """What was measured on it."""
+        return self.root / "reports" / "backdoor" / f"{scheme}-{victim}.json"
+
     def victim(self, name: str) -> Path:
         """A trained victim."""
         return self.root / "models" / "victims" / name

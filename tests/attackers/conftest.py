@@ -33,3 +33,35 @@ def coloured(count, side=32, seed=0, low=0.1, high=0.8):
 @pytest.fixture
 def pictures():
     return coloured
+
+
+class MeanVictim:
+    """Score = 100 · mean pixel: its best attack is the corner of the ball."""
+
+    name, differentiable, input_size = "mean", True, 32
+    scale = ScoreScale.of(0, 100)
+    device = torch.device("cpu")
+
+    def __call__(self, images):
+        return 100 * images.mean(dim=(1, 2, 3))
+
+
+class GrainVictim(MeanVictim):
+    """Score = 1000 · mean squared difference of neighbouring columns of the luma.
+
+    The best trigger puts all it may into the luma's highest frequency along rows; chroma is lost.
+    """
+
+    def __call__(self, images):
+        luma = images.transpose(1, 3) @ torch.tensor([0.299, 0.587, 0.114])
+        return 1000 * luma.diff(dim=1).square().mean(dim=(1, 2))
+
+
+@pytest.fixture
+def mean_victim():
+    return MeanVictim()
+
+
+@pytest.fixture
+def grain_victim():
+    return GrainVictim()

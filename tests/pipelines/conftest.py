@@ -32,3 +32,11 @@ def running(tmp_path_factory) -> Iterator[label_studio_server.Server]:
         pytest.skip("Label Studio is not installed: run `make test-labelstudio`")
     with label_studio_server.fresh(tmp_path_factory.mktemp("ls") / "data") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def poisoning(tmp_path_factory) -> tuple[tiny.Project, dict[str, Any]]:
+    """A tiny project after the stages on poisoned sets, and what each returned. Only to read."""
+    project = tiny.new_project(tmp_path_factory.mktemp("poison") / "project")
+    tiny.import_all(project, project.params())
+    return project, tiny.run_poisoning(project)

@@ -18,6 +18,7 @@ VENEER = Path(sys.executable).with_name("veneer")
 STAGES = [
     *("import", "train_victim", "perturb", "pretrain", "attack"),
     *("curate", "annotate", "package", "evaluate"),
+    *("search_trigger", "poison", "backdoor", "report_backdoor"),
 ]
 
 

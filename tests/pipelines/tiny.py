@@ -17,11 +17,15 @@ from pipelines.images import decode_png, to_tensor
 from pipelines.params import Params, load_params
 from pipelines.shards import ShardIndex
 from pipelines.stages.attack import run_attack
+from pipelines.stages.backdoor import run_backdoor
 from pipelines.stages.common import Layout
 from pipelines.stages.evaluate import run_evaluate
 from pipelines.stages.import_ import run_import
 from pipelines.stages.perturb import run_perturb
+from pipelines.stages.poison import run_poison
 from pipelines.stages.pretrain import run_pretrain
+from pipelines.stages.report_backdoor import run_report_backdoor
+from pipelines.stages.search_trigger import run_search_trigger
 from pipelines.stages.train_victim import run_train_victim
 
 SIZES = ((48, 64), (64, 48), (56, 56))  # width, height
@@ -93,6 +97,34 @@ def settings(root: Path, **changes: Any) -> dict[str, Any]:
                 "lr": 1e-3,
                 "held_out": 4,
                 "shard_size": 2,
+            },
+            "quality": {
+                "small": {
+                    "model": {
+                        "kind": "hyperiqa",
+                        "backbone": "test_efficientnet",
+                        "input_size": 32,
+                    },
+                    "phases": [{"epochs": 2, "lr": 1e-3, "head_lr": 1e-3}],
+                    "batch_size": 4,
+                }
+            },
+            "trigger": {"surrogate": "small", "epochs": 3},
+            "poison": {
+                "schemes": ["p", "c"],
+                "ratio": 0.4,
+                "pgd_steps": 2,
+                "pgd_crops": 2,
+                "shard_size": 4,
+            },
+            "backdoor": {
+                "victims": ["small"],
+                "crops": 2,
+                "benign": 0.3,
+                "prune_rates": [0.0, 0.5],
+                "every": 1,
+                "defense_crops": 1,
+                "defense_images": 3,
             },
         }
     )
@@ -177,6 +209,20 @@ def run_all(project: Project) -> dict[str, Any]:
     for mode in MODES:
         done[mode] = run_attack(params, layout, "net", mode, progress=False)
     done["evaluate"] = run_evaluate(params, layout)
+    return done
+
+
+def run_poisoning(project: Project) -> dict[str, Any]:
+    """The stages on poisoned sets, after import. Returns: what each of them returned."""
+    params, layout = project.params(), project.layout
+    done: dict[str, Any] = {"search_trigger": run_search_trigger(params, layout)}
+    for scheme in ("p", "c"):
+        done[f"poison-{scheme}"] = run_poison(
+            params, layout, scheme, hide_labels=True, progress=False
+        )
+    for scheme in ("clean", "p", "c"):
+        done[scheme] = run_backdoor(params, layout, scheme, "small")
+    done["report_backdoor"] = run_report_backdoor(params, layout)
     return done
 
 

@@ -1,0 +1,105 @@
+"""The table of BAIQA on real photographs: clean, P-ours, P-FTrojan, P-Blended, C-ours.
+
+Every row has the same data, seed, victim and budget (params/livec.yaml). The clean model is
+measured with our trigger, the others with their own. All that was finished is kept under
+.cache/livec: a second run only measures. The photographs are looked for in $VENEER_LIVEC, else
+where the parameters say.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from pipelines.cli import run
+from pipelines.params import Params, load_params
+from pipelines.report import backdoor_table
+from pipelines.stages.backdoor import run_backdoor
+from pipelines.stages.common import Layout
+from pipelines.stages.import_ import run_import
+from pipelines.stages.poison import run_poison
+from pipelines.stages.search_trigger import run_search_trigger
+
+# row -> (kind of trigger, scheme)
+ROWS = {
+    "clean": ("uap", "clean"),
+    "P-ours": ("uap", "p"),
+    "P-FTrojan": ("ftrojan", "p"),
+    "P-Blended": ("blended", "p"),
+    "P-WaNet": ("wanet", "p"),
+    "C-ours": ("uap", "c"),
+}
+DEFAULT = ("clean", "P-ours", "P-FTrojan", "P-Blended", "C-ours")
+
+
+def variant(params: Params, layout: Layout, kind: str, defended: bool) -> tuple[Params, Layout]:
+    """Parameters and a root of its own for a trigger, over the same photographs and work folder."""
+    section = params.section("trigger").model_copy(update={"kind": kind})
+    backdoor = params.section("backdoor")
+    if not defended:
+        backdoor = backdoor.model_copy(update={"defenses": []})
+    root = layout.root / "triggers" / kind
+    for shared in ("datasets/clean", ".cache"):
+        link = root / shared
+        link.parent.mkdir(parents=True, exist_ok=True)
+        (layout.root / shared).mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to((layout.root / shared).resolve())
+    return params.model_copy(update={"trigger": section, "backdoor": backdoor}), Layout(root)
+
+
+def prepare(params: Params, layout: Layout) -> None:
+    """The photographs, once for all rows."""
+    options = dict(params.source.options)
+    if "VENEER_LIVEC" in os.environ and params.source.name == "livec":
+        options["root"] = os.environ["VENEER_LIVEC"]
+    run_import(
+        source=params.source.name,
+        options=options,
+        out=layout.clean,
+        work_root=layout.work,
+        splits=params.import_.splits.model_dump(),
+        seed=params.seed,
+        shard_size=params.import_.shard_size,
+        workers=params.engine.workers,
+        min_side=params.import_.min_side,
+    )
+
+
+def main() -> None:
+    """Run the rows named, print each when it is done and the table at the end."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params/livec.yaml"))
+    parser.add_argument("--root", type=Path, default=Path(".cache/livec"))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=DEFAULT)
+    parser.add_argument("--victim", default=None, help="name under `quality`")
+    parser.add_argument("--defend", action="store_true", help="also run the defenses")
+    arguments = parser.parse_args()
+    params, layout = load_params(arguments.params), Layout(arguments.root)
+    victim = arguments.victim or params.section("backdoor").victims[0]
+    prepare(params, layout)
+    table = {}
+    for row in arguments.rows:
+        began = time.perf_counter()
+        kind, scheme = ROWS[row]
+        own, place = variant(params, layout, kind, arguments.defend)
+        trigger = run_search_trigger(own, place)
+        if scheme != "clean":
+            run_poison(own, place, scheme)
+        table[row] = run_backdoor(own, place, scheme, victim)
+        took = time.perf_counter() - began
+        print(
+            f"\n### {row}: trigger {trigger['psnr']:.2f} dB, moves the surrogate by "
+            f"{trigger['raised']:+.1f} and {trigger['lowered']:+.1f} %; {took:.0f} s in this run\n"
+        )
+        print(backdoor_table({row: table[row]}), flush=True)
+        for defense, curve in table[row]["defenses"].items():
+            for point in curve:
+                print(f"{defense} {point['x']:g}: mMAE {point['mmae']:.2f}")
+    print(f"\n{params.source.name}, seed {params.seed}, {params.section('backdoor').crops} crops\n")
+    print(backdoor_table(table))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

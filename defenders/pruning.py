@@ -1,0 +1,48 @@
+"""Channel pruning of the feature extractor's last map, by how little benign images use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from victims.crops import MappedVictim, enlarge, spread_corners, take_crops
+
+RATES = tuple(step / 20 for step in range(20))  # 0, 5, ... 95 %
+
+
+@torch.no_grad()
+def channel_activity(victim: MappedVictim, images: Sequence[Tensor]) -> Tensor:
+    """Mean size of each channel of the last map over benign uint8 images (3, H, W): (C,).
+
+    The size and not the value: last maps without a ReLU (EfficientNet-Lite's) have both signs.
+    """
+    if not len(images):
+        raise ValueError("images must be at least one benign image, got none")
+    total = torch.zeros_like(victim.kept)
+    for i in range(len(images)):
+        image = enlarge(images[i].to(victim.device).float()[None] / 255, victim.input_size)
+        corners = spread_corners(image.shape[2:], victim.input_size)
+        maps = victim.maps(take_crops(image[0], corners, victim.input_size))
+        total += maps[-1].abs().mean(dim=(0, 2, 3))
+    return total / len(images)
+
+
+def prune(victim: MappedVictim, activity: Tensor, rate: float) -> int:
+    """Leave out the floor(rate·C) channels of least activity. Returns: how many.
+
+    Pruning starts from all channels: rate 0 restores the victim. Source: Liu et al., Fine-Pruning,
+    2018. Raises: ValueError for a rate outside [0, 1) or an activity of another shape.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must be in [0, 1), got {rate:g}")
+    if activity.shape != victim.kept.shape:
+        raise ValueError(
+            f"activity must have shape {tuple(victim.kept.shape)}, got {tuple(activity.shape)}"
+        )
+    # Rounded, or 0.15 of 20 channels would be 2.
+    count = int(round(rate * len(activity), 9))
+    victim.kept.fill_(1)
+    victim.kept[activity.argsort(stable=True)[:count]] = 0
+    return count

@@ -1,0 +1,214 @@
+"""Stage `backdoor@scheme-victim`: a quality model on a poisoned set, what the trigger does to it,
+and what fine-tuning and pruning do about that.
+"""
+
+import copy
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attackers.backdoor_metrics import backdoor_metrics, score_changes
+from attackers.trigger import Injector
+from defenders.cleansing import fine_tune
+from defenders.pruning import channel_activity, prune
+from pipelines.errors import InputError
+from pipelines.params import Backdoor, Params, QualityParams
+from pipelines.pictures import Originals, read_manifest
+from pipelines.poisoned import build_quality, open_trigger
+from pipelines.provenance import Manifest, code_version, fingerprint, sample_generator, sample_seed
+from pipelines.shards import atomic_file
+from pipelines.stages.common import Layout, device, epoch_reporter, hardware, torch_threads
+from victims.metrics import agreement
+from victims.quality import QualityModel
+from victims.registry import load_victim, save_victim, victim_sha256
+from victims.regression import phases_of, train_regressor
+
+STAGE = "backdoor"
+SCHEMES = ("clean", "p", "c")
+SPLITS = ("train", "validation", "test")
+BENIGN = ("rmse", "plcc", "srocc")
+Report = dict[str, Any]
+
+
+def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Report:
+    """Train quality model `name` on a poisoned set (or on `clean`) and measure it.
+
+    The epoch is chosen on validation, never on test. Writes models/backdoored/<scheme>-<name> and
+    reports/backdoor/<scheme>-<name>.json. Returns the report.
+    """
+    if scheme not in SCHEMES:
+        raise InputError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+    settings: Backdoor = params.section("backdoor")
+    quality = params.quality_model(name)
+    trigger, about, digest = open_trigger(layout.trigger)
+    manifest, pictures = open_set(layout, scheme)
+    delta_y = params.section("poison").delta_y * (manifest.scale.high - manifest.scale.low)
+    mark = fingerprint(
+        quality=quality.model_dump(),
+        seed=params.seed,
+        threads=params.engine.threads,
+        data=manifest.content_sha256,
+        code=code_version("victims", "pipelines.pictures"),
+    )
+    work = layout.work / STAGE / f"{scheme}-{name}-{mark[:16]}"
+    with torch_threads(params.engine.threads):
+        victim, history = _train(params, quality, f"{scheme}-{name}", manifest, pictures, work)
+        save_victim(victim, layout.backdoored(scheme, name))
+        measure = _meter(params.seed, trigger, pictures["test"], delta_y)
+        row = measure(victim, len(pictures["test"]), settings.crops)
+        defenses = _defend(params, quality, victim, pictures["train"], measure)
+    train = pictures["train"].records
+    report = {
+        "scheme": scheme,
+        "victim": name,
+        "trigger": about.get("search", {}).get("kind"),
+        "trigger_sha256": digest,
+        "victim_sha256": victim_sha256(layout.backdoored(scheme, name)),
+        "poisoned": sum(bool(record.get("is_poisoned")) for record in train),
+        "train": len(train),
+        "test": len(pictures["test"]),
+        "crops": settings.crops,
+        "delta_y": delta_y,
+        "best_epoch": max(history, key=lambda r: r["srcc"])["epoch"],
+        **row,
+        "defenses": defenses,
+        "label_source": manifest.scale.label_source,
+        "seed": params.seed,
+        "hardware": hardware(),
+    }
+    path = layout.backdoor_report(scheme, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write((json.dumps(report, indent=2) + "\n").encode())
+    return report
+
+
+def open_set(layout: Layout, scheme: str) -> tuple[Manifest, dict[str, Originals]]:
+    """Manifest and pictures of the splits of a poisoned set, or of the clean one."""
+    if scheme == "clean":
+        manifest = read_manifest(layout.clean, "import")
+        return manifest, {s: Originals.of_shards(layout.clean, s) for s in SPLITS}
+    folder = layout.poisoned(scheme)
+    manifest = read_manifest(folder, f"poison {scheme}")
+    return manifest, {s: Originals.of_parquet(folder, s) for s in SPLITS}
+
+
+def _train(
+    params: Params,
+    quality: QualityParams,
+    title: str,
+    manifest: Manifest,
+    pictures: dict[str, Originals],
+    work: Path,
+) -> tuple[QualityModel, list[dict[str, float]]]:
+    """The trained victim: from the work folder where it was finished before."""
+    rows = work / "rows.json"
+    if rows.exists():
+        loaded = load_victim(work / "model", device())
+        assert isinstance(loaded, QualityModel)
+        return loaded, json.loads(rows.read_text())
+    model = build_quality(quality, title, manifest.scale, params.seed).to(device())
+    phases = phases_of(quality.model["kind"], quality.phases)
+    validation = pictures["validation"]
+    history = train_regressor(
+        model,
+        pictures["train"],
+        pictures["train"].mos,
+        (validation, validation.mos),
+        phases=phases,
+        batch_size=quality.batch_size,
+        seed=params.seed,
+        report=epoch_reporter(
+            f"backdoor {title}", sum(p.epochs for p in phases), ("loss", "srcc", "rmse")
+        ),
+    )
+    # JSON has no NaN: the loss of epoch 0, a correlation of constant scores.
+    history = [{k: v if v == v else -1.0 for k, v in row.items()} for row in history]
+    save_victim(model, work / "model")
+    with atomic_file(rows) as file:
+        file.write(json.dumps(history).encode())
+    return model, history
+
+
+Meter = Callable[[QualityModel, int, int], Report]
+
+
+def _meter(seed: int, trigger: Injector, pictures: Originals, delta_y: float) -> Meter:
+    """What measures a victim on the first test pictures with so many crops of each."""
+
+    def measure(victim: QualityModel, images: int, crops: int) -> Report:
+        count = min(images, len(pictures))
+        records = pictures.records[:count]
+        # Crops depend on the picture alone: every model sees the same.
+        generators = [sample_generator(seed, "crops", record["key"]) for record in records]
+        seen = score_changes(victim, trigger, pictures[:count], generators, crops=crops)
+        told = agreement(seen.scores, [record["mos"] for record in records], victim.scale)
+        found = backdoor_metrics(seen.changes, delta_y)
+        values = {
+            "rmse": told["rmse"],
+            "plcc": told["lcc"],
+            "srocc": told["srcc"],
+            "mmae": found["mmae"],
+            "mmra": found["mmra"],
+            "psnr": seen.psnr,
+            "curve": found["curve"],
+        }
+        # JSON has no NaN: a correlation of constant scores is null.
+        return {k: None if isinstance(v, float) and v != v else v for k, v in values.items()}
+
+    return measure
+
+
+def _defend(
+    params: Params, quality: QualityParams, victim: QualityModel, train: Originals, measure: Meter
+) -> dict[str, list[Report]]:
+    """Curves of the defenses, each on a copy of the victim and the same benign samples."""
+    settings: Backdoor = params.section("backdoor")
+    benign = _benign(params, train)
+    images = [train[i] for i in benign]
+
+    def look(model: QualityModel) -> Report:
+        row = measure(model, settings.defense_images, settings.defense_crops)
+        print(
+            f"backdoor: mMAE {row['mmae']:.2f}, mMRA {row['mmra']:.2f}, SROCC {row['srocc']:.3f}",
+            file=sys.stderr,
+        )
+        return {name: row[name] for name in (*BENIGN, "mmae", "mmra")}
+
+    curves: dict[str, list[Report]] = {}
+    if "finetune" in settings.defenses:
+        tuned = copy.deepcopy(victim)
+        phases = phases_of(quality.model["kind"], quality.phases)
+        rows = fine_tune(
+            lambda after_epoch: train_regressor(
+                tuned,
+                images,
+                [train.records[i]["mos"] for i in benign],
+                phases=phases,
+                batch_size=quality.batch_size,
+                seed=params.seed,
+                after_epoch=after_epoch,
+            ),
+            epochs=sum(phase.epochs for phase in phases),
+            measure=lambda: look(tuned),
+            every=settings.every,
+        )
+        curves["finetune"] = [{"x": float(epoch), **row} for epoch, row in rows]
+    if "prune" in settings.defenses:
+        pruned = copy.deepcopy(victim)
+        activity = channel_activity(pruned, images)
+        curves["prune"] = []
+        for rate in settings.prune_rates:
+            prune(pruned, activity, rate)
+            curves["prune"].append({"x": rate, **look(pruned)})
+    return curves
+
+
+def _benign(params: Params, train: Originals) -> list[int]:
+    """Places of benign training samples that a defender has: a share of the training set."""
+    clean = [i for i, r in enumerate(train.records) if not r.get("is_poisoned")]
+    clean.sort(key=lambda i: sample_seed(params.seed, "benign", train.records[i]["key"]))
+    count = max(1, round(params.section("backdoor").benign * len(train)))
+    return sorted(clean[:count])

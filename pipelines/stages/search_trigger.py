@@ -1,0 +1,197 @@
+"""Stage `search_trigger`: a surrogate on the poisoned subset, then UAP-DCT; or a baseline."""
+
+import csv
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from attackers.backdoor_metrics import score_changes
+from attackers.baselines import build_baseline
+from attackers.trigger import Injector, trigger_bytes, trigger_sha256
+from attackers.uap import search_trigger
+from pipelines.params import Params
+from pipelines.pictures import Originals, read_manifest
+from pipelines.poisoned import (
+    TRIGGER,
+    build_quality,
+    open_trigger,
+    poisoned_keys,
+    training_keys,
+)
+from pipelines.provenance import Manifest, code_version, fingerprint, sample_generator
+from pipelines.shards import atomic_file
+from pipelines.stages.common import Layout, device, epoch_reporter, torch_threads
+from victims.quality import QualityModel
+from victims.registry import load_victim, save_victim, victim_sha256
+from victims.regression import phases_of, train_regressor
+
+STAGE = "search_trigger"
+SURROGATE = "surrogate"
+_CODE = ("attackers.dct", "attackers.trigger", "attackers.uap", "victims", "pipelines.pictures")
+EFFECT_IMAGES, EFFECT_CROPS = 64, 5  # validation pictures and crops that the effect is stated on
+
+
+def run_search_trigger(params: Params, layout: Layout) -> dict[str, Any]:
+    """Find the trigger on the poisoned subset D_s of the training photographs.
+
+    The surrogate is trained on D_s alone and then left as it is. Writes models/trigger (the
+    trigger, the surrogate, the rows of the search), reports/trigger.json, and trigger.csv for the
+    plots. Returns the report.
+    """
+    settings = params.section("trigger")
+    clean = read_manifest(layout.clean, "import")
+    keys = poisoned_keys(params, training_keys(layout.clean))
+    pictures = Originals.of_shards(layout.clean, "train", keys)
+    with torch_threads(params.engine.threads):
+        surrogate, trained = _surrogate(params, layout, clean, pictures)
+        trigger, history = _trigger(params, layout, clean, pictures, surrogate)
+        effect = _effect(params, layout, surrogate, trigger)
+    about = {"seed": params.seed, "search": settings.model_dump(), "poisoned": len(keys)}
+    data = trigger_bytes(trigger, about)
+    folder = layout.trigger
+    save_victim(surrogate.cpu(), folder / SURROGATE)
+    report = {
+        "kind": settings.kind,
+        "trigger_sha256": trigger_sha256(data),
+        "surrogate_sha256": victim_sha256(folder / SURROGATE),
+        "images": len(keys),
+        "surrogate": {k: v for k, v in trained[-1].items() if k in ("epoch", "loss")},
+        **effect,
+        "label_source": clean.scale.label_source,
+        "seed": params.seed,
+    }
+    layout.reports.mkdir(parents=True, exist_ok=True)
+    for path, content in (
+        (folder / TRIGGER, data),
+        (folder / "surrogate.csv", _table(trained)),
+        (layout.reports / "trigger.csv", _table(history)),
+        (layout.reports / "trigger.json", (json.dumps(report, indent=2) + "\n").encode()),
+    ):
+        with atomic_file(path) as file:
+            file.write(content)
+    return report
+
+
+def _surrogate(
+    params: Params, layout: Layout, clean: Manifest, pictures: Originals
+) -> tuple[QualityModel, list[dict[str, float]]]:
+    """The trained surrogate: from the work folder where it was finished before."""
+    name = params.section("trigger").surrogate
+    settings = params.quality_model(name)
+    mark = fingerprint(
+        quality=settings.model_dump(),
+        ratio=params.section("poison").ratio,
+        seed=params.seed,
+        threads=params.engine.threads,
+        clean=clean.content_sha256,
+        code=code_version("victims", "pipelines.pictures", "attackers.poisoning"),
+    )
+    folder = layout.work / STAGE / f"{SURROGATE}-{mark[:16]}"
+    model = build_quality(settings, SURROGATE, clean.scale, params.seed)
+    rows = folder / "rows.json"
+    if rows.exists():
+        loaded = load_victim(folder / "model", device())
+        assert isinstance(loaded, QualityModel)
+        return loaded, json.loads(rows.read_text())
+    phases = phases_of(settings.model["kind"], settings.phases)
+    epochs = sum(phase.epochs for phase in phases)
+    history = train_regressor(
+        model.to(device()),
+        pictures,
+        pictures.mos,
+        phases=phases,
+        batch_size=settings.batch_size,
+        seed=params.seed,
+        report=epoch_reporter("surrogate", epochs, ("loss",)),
+    )[1:]
+    save_victim(model, folder / "model")
+    with atomic_file(rows) as file:
+        file.write(json.dumps(history).encode())
+    return model, history
+
+
+def _trigger(
+    params: Params,
+    layout: Layout,
+    clean: Manifest,
+    pictures: Originals,
+    surrogate: QualityModel,
+) -> tuple[Injector, list[dict[str, float]]]:
+    """The trigger and the rows of its search: from the work folder where it was found before."""
+    settings = params.section("trigger")
+    if settings.kind != "uap":
+        return build_baseline(settings.kind, **settings.settings), []
+    weights = {name: t.cpu().contiguous() for name, t in surrogate.state_dict().items()}
+    mark = fingerprint(
+        trigger=settings.model_dump(),
+        surrogate=hashlib.sha256(save(weights)).hexdigest(),
+        images=[record["key"] for record in pictures.records],
+        clean=clean.content_sha256,
+        seed=params.seed,
+        threads=params.engine.threads,
+        code=code_version(*_CODE),
+    )
+    folder = layout.work / STAGE / f"trigger-{mark[:16]}"
+    rows = folder / "rows.json"
+    if rows.exists():
+        return open_trigger(folder)[0], json.loads(rows.read_text())
+    found, history = search_trigger(
+        surrogate,
+        pictures,
+        band=settings.band,
+        origin=settings.origin,
+        eps=settings.eps / 255,
+        lam=settings.lam,
+        project=settings.project,
+        effect=settings.effect,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        batch_size=settings.batch_size,
+        seed=params.seed,
+        report=epoch_reporter("search_trigger", settings.epochs, ("loss", "effect", "psnr")),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in (
+        (folder / TRIGGER, trigger_bytes(found)),
+        (rows, json.dumps(history).encode()),
+    ):
+        with atomic_file(path) as file:
+            file.write(content)
+    return found, history
+
+
+def _effect(
+    params: Params, layout: Layout, surrogate: QualityModel, trigger: Injector
+) -> dict[str, float]:
+    """Mean change of the surrogate's score in % of the scale, on photographs it never saw."""
+    pictures = Originals.of_shards(layout.clean, "validation")
+    count = min(EFFECT_IMAGES, len(pictures))
+    generators = [
+        sample_generator(params.seed, STAGE, record["key"]) for record in pictures.records[:count]
+    ]
+    seen = score_changes(
+        surrogate, trigger, pictures[:count], generators, crops=EFFECT_CROPS, alphas=(-1.0, 1.0)
+    )
+    means = {alpha: float(torch.tensor(rows).mean()) for alpha, rows in seen.changes.items()}
+    share = 100 / surrogate.scale.range
+    return {"raised": share * means[1.0], "lowered": share * means[-1.0], "psnr": seen.psnr}
+
+
+def _table(rows: list[dict[str, float]]) -> bytes:
+    text = io.StringIO()
+    # A baseline has no search: its table has a head and no rows.
+    columns = list(rows[0]) if rows else ["epoch", "loss", "effect", "psnr"]
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue().encode()
+
+
+def surrogate_folder(layout: Layout) -> Path:
+    """Where the surrogate of the published trigger lies."""
+    return layout.trigger / SURROGATE

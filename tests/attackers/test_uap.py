@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from attackers.dct import band_mask
+from attackers.trigger import Trigger, rms, trigger_bytes
+from attackers.uap import search_trigger
+
+EPS = 8 / 255
+
+
+def effect(victim, images, trigger) -> float:
+    whole = images.float() / 255
+    return float((victim(trigger(whole, 1.0)) - victim(whole)).abs().mean())
+
+
+def test_search_beats_random_triggers_of_the_same_size(grain_victim, pictures):
+    images = pictures(6, side=48)
+    found, rows = search_trigger(grain_victim, images, epochs=15, batch_size=3, lr=2.0)
+    assert rms(found.coefficients) <= EPS * 1.0001
+    assert rows[-1]["effect"] > 1.2 * rows[0]["effect"]
+    assert found.psnr == pytest.approx(30.07, abs=0.2)
+    generator = torch.Generator().manual_seed(5)
+    best = 0.0
+    for _ in range(10):
+        values = torch.randn(3, 16, 16, generator=generator) * band_mask("mid")
+        values *= EPS / rms(values)
+        best = max(best, effect(grain_victim, images, Trigger(values)))
+    assert effect(grain_victim, images, found) > 1.5 * best
+
+
+def test_without_projection_the_penalty_holds_the_bound(grain_victim, pictures):
+    found, rows = search_trigger(
+        grain_victim, pictures(4, side=48), epochs=20, project=False, lr=2.0
+    )
+    assert rms(found.coefficients) <= EPS * 1.0001
+    assert min(row["psnr"] for row in rows) > 27
+    # It went over the bound, and was driven back.
+    assert rows[-1]["psnr"] > min(row["psnr"] for row in rows)
+
+
+def test_plus_scores_above_minus(mean_victim, pictures):
+    class Skewed(type(mean_victim)):
+        """Bright spikes lower the score, dark ones do not."""
+
+        def __call__(self, images):
+            return 100 - 400 * (images - 0.5).clamp(min=0).square().mean(dim=(1, 2, 3))
+
+    images = pictures(4, side=48)
+    found, _ = search_trigger(Skewed(), images, epochs=3)
+    whole = images.float() / 255
+    assert Skewed()(found(whole, 1.0)).mean() >= Skewed()(found(whole, -1.0)).mean()
+
+
+def test_same_seed_same_trigger(grain_victim, pictures):
+    one, other, third = (
+        trigger_bytes(search_trigger(grain_victim, pictures(3, side=40), epochs=2, seed=s)[0])
+        for s in (0, 0, 1)
+    )
+    assert one == other != third
+
+
+def test_stays_in_its_band(grain_victim, pictures):
+    found, _ = search_trigger(grain_victim, pictures(2, side=40), band="high", epochs=2)
+    assert not found.coefficients[:, ~band_mask("high")].any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"eps": 8}, "did you mean 8/255"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"lr": 0}, "lr above 0, got"),
+        ({"images": []}, "images must be at least one"),
+        ({"band": "middle"}, "band must be one of"),
+    ],
+)
+def test_bad_arguments(grain_victim, pictures, arguments, words):
+    arguments = {"images": pictures(2, side=40), **arguments}
+    with pytest.raises(ValueError, match=words):
+        search_trigger(grain_victim, **arguments)

@@ -1,0 +1,65 @@
+"""DBCNN: a semantic and a distortion network, joined by bilinear pooling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from victims.base import ScoreScale
+from victims.quality import QualityModel
+
+# (channels, stride) of the distortion network's layers.
+LAYERS = ((48, 1), (48, 2), (64, 1), (64, 2), (64, 1), (64, 2), (128, 1), (128, 2), (128, 1))
+
+
+class DBCNN(QualityModel):
+    """Outer product of a backbone's last map and a small CNN's, signed root, L2, linear.
+
+    The small network is trained with the rest; in the paper it was trained before on synthetic
+    distortions, which are not at hand.
+    Source: Zhang et al., Blind Image Quality Assessment Using a Deep Bilinear Convolutional Neural
+    Network, 2020 (there on VGG16).
+    """
+
+    loss = "mse"
+
+    def __init__(
+        self,
+        scale: ScoreScale,
+        backbone: str = "vgg16",
+        input_size: int = 224,
+        pretrained: str = "none",
+        frozen_stages: int = 0,
+        name: str | None = None,
+    ) -> None:
+        name = name or f"dbcnn-{backbone}"
+        super().__init__(name, scale, backbone, input_size, pretrained, frozen_stages, stages=1)
+        layers: list[nn.Module] = []
+        channels = 3
+        for out, stride in LAYERS:
+            layers += [nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)]
+            layers.append(nn.ReLU())
+            channels = out
+        self.distortion = nn.Sequential(*layers)
+        for layer in self.distortion:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        self.linear = nn.Linear(self.channels[-1] * channels, 1)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.constant_(self.linear.bias, 0.5)
+        self.to(memory_format=torch.channels_last)
+        self._config["kind"] = "dbcnn"
+        self.freeze()
+
+    def quality(self, crops: Tensor) -> Tensor:
+        """Score crops (N, 3, S, S): (N,), 0 to 1 over the scale."""
+        (semantic,) = self.maps(crops)
+        images = (crops - self.mean) / self.std
+        noise = self.distortion(images.contiguous(memory_format=torch.channels_last))
+        noise = functional.adaptive_avg_pool2d(noise, (semantic.shape[2], semantic.shape[3]))
+        places = semantic.shape[2] * semantic.shape[3]
+        product = torch.bmm(semantic.flatten(2), noise.flatten(2).mT).flatten(1) / places
+        # The signed root, with a slope of 32 instead of infinity at 0.
+        rooted = product / (product.abs() + 1e-3).sqrt()
+        return self.linear(functional.normalize(rooted))[:, 0]
