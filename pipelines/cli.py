@@ -197,6 +197,53 @@ def sheet_command(
     _say({"sheet": str(out)}, f"{out} written", as_json)
 
 
+@app.command("scan", rich_help_panel=TOOLS)
+def scan_command(
+    dataset: Annotated[
+        str,
+        typer.Argument(help="Folder (table and images, Parquet or WebDataset) or Hub id."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Where scan.json, rows.parquet and tile.png go.")
+    ] = Path("reports/scan"),
+    scores: Annotated[
+        str | None, typer.Option("--scores", help="Table of a folder that has several.")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option("--score", help="Column with the scores, if it is not mos.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
+    purify_to: Annotated[
+        Path | None, typer.Option("--purify", help="Write the data set here, without the tile.")
+    ] = None,
+    false_alarms: Annotated[
+        float, typer.Option("--false-alarms", help="Share of clean data sets that may alarm.")
+    ] = 0.01,
+    max_period: Annotated[int, typer.Option("--max-period", help="Largest tile, pixels.")] = 32,
+    sample: Annotated[
+        int, typer.Option("--sample", help="Rows in which the tile is sought.")
+    ] = 400,
+    jpeg: Annotated[
+        bool, typer.Option("--jpeg/--no-jpeg", help="Leave out what repeats with JPEG's blocks.")
+    ] = True,
+    workers: Annotated[int, typer.Option("--workers", help="Processes.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Is an image data set poisoned by a repeated tile, and which rows? Needs no model."""
+    from pipelines.rows import open_dataset
+    from pipelines.scanning import ScanSettings, purify, scan, scan_text, write_scan
+
+    settings = ScanSettings(
+        false_alarms=false_alarms, max_period=max_period, sample=sample, jpeg=jpeg, workers=workers
+    )
+    data = open_dataset(dataset, scores=scores, score=score, split=split)
+    result = scan(data, settings)
+    if purify_to is not None:
+        result.report["purified"] = purify(data, result, purify_to)
+    write_scan(result, out)
+    _say(result.report, scan_text(result.report, out), as_json)
+
+
 def _complain(error: BaseException, code: int) -> int:
     if os.environ.get("VENEER_DEBUG"):
         raise error
