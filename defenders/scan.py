@@ -43,15 +43,23 @@ def high_pass(image: NDArray[Any]) -> Array:
     return np.asarray(y - uniform_filter(y, (_SMOOTH, _SMOOTH, 1)), np.float32)
 
 
-def residual(image: NDArray[np.uint8]) -> Array:
+def residual(image: NDArray[np.uint8]) -> tuple[Array, Array]:
     """What a picture has beside its content: high-passed, quiet places weighted up.
 
-    image: (H,W,3) RGB. Returns: (H,W,3) YCbCr in grey levels; a tile small against the local
-    deviation keeps its amplitude on average. Linear in the picture but for the weights.
+    image: (H,W,3) RGB. Returns: YCbCr in grey levels times the weights, and the weights (mean 1),
+    both (H,W,3). A tile keeps its amplitude on average, and the quotient of the folds of both
+    keeps it exactly.
     """
     y = high_pass(image)
     weight = 1 / (uniform_filter(y * y, (_LOCAL, _LOCAL, 1)) + 1)
-    return np.asarray(y * weight / weight.mean(axis=(0, 1)), np.float32)
+    weight /= weight.mean(axis=(0, 1))
+    return y * weight, weight
+
+
+def exact_fold(signal: Array, weight: Array, period: int) -> Array:
+    """The weighted mean over all blocks: (P,P,3). signal, weight: of `residual`."""
+    mean: Array = fold(signal, period).mean(axis=0) / fold(weight, period).mean(axis=0)
+    return mean
 
 
 def fold(signal: Array, period: int) -> Array:

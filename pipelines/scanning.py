@@ -20,6 +20,7 @@ from defenders.scan import (
     agreement,
     best_periods,
     common_tile,
+    exact_fold,
     fold,
     high_pass,
     match,
@@ -108,7 +109,7 @@ def _look(row: Row, job: ScanJob) -> Look:
         image = decode_image(row.load(), min_side=MIN_SIDE)
     except RejectedImage as error:
         return Look(reason=error.reason)
-    whole = residual(image)
+    whole, weight = residual(image)
     quiet = without_period(whole, JPEG) if job.jpeg else whole
     shape = image.shape[:2]
     periods = [p for p in job.periods if 2 * p <= min(shape)]
@@ -116,8 +117,7 @@ def _look(row: Row, job: ScanJob) -> Look:
         found = {p: agreement(fold(quiet, p)) for p in periods}
         return Look(shape=shape, agreements=tuple(found.get(p, 0.0) for p in job.periods))
     folds = {
-        p: np.concatenate([fold(quiet, p), fold(whole, p).mean(axis=0, keepdims=True)])
-        for p in periods
+        p: np.concatenate([fold(quiet, p), exact_fold(whole, weight, p)[None]]) for p in periods
     }
     return Look(shape=shape, folds=folds, features=content(image))
 
@@ -464,6 +464,6 @@ def _projection(image: np.ndarray, result: Scan) -> float:
     corner = origin(image.shape[:2], period, result.grid)
     around = high_pass(np.tile(result.tile, (3, 3, 1)))
     pattern = around[period : 2 * period, period : 2 * period]
-    seen = fold(residual(image), period).mean(axis=0)
+    seen = exact_fold(*residual(image), period)
     seen = np.roll(seen, (-corner[0], -corner[1]), (0, 1))
     return float((seen * pattern).sum() / (pattern**2).sum())
