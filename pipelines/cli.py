@@ -147,6 +147,18 @@ def attack_command(
     _counts(manifest, layout.examples(victim, mode), as_json)
 
 
+@app.command("train_detector", rich_help_panel=STAGES)
+def train_detector_command(
+    params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
+) -> None:
+    """A small network learns from datasets/3ae to tell adversarial examples: models/detector."""
+    p, layout = _setup(params, root)
+    from pipelines.stages.train_detector import detector_table, run_train_detector
+
+    report = run_train_detector(p, layout)
+    _say(report, detector_table(report), as_json)
+
+
 @app.command("evaluate", rich_help_panel=STAGES)
 def evaluate_command(
     params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
@@ -195,6 +207,36 @@ def sheet_command(
     folders = [layout.examples(v, m) for v in p.attack.victims for m in p.attack.modes]
     contact_sheet(layout.clean, folders, out, pairs=pairs, width=width)
     _say({"sheet": str(out)}, f"{out} written", as_json)
+
+
+@app.command("detect", rich_help_panel=TOOLS)
+def detect_command(
+    paths: Annotated[list[str], typer.Argument(help="Image files, folders, data sets, Hub ids.")],
+    model: Annotated[Path, typer.Option("--model", help="Folder of the detector.")] = Path(
+        "models/detector"
+    ),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write a .json or .parquet file.")
+    ] = None,
+    threshold: Annotated[float, typer.Option("--threshold", help="Probability of an alarm.")] = 0.5,
+    split: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How likely is each picture an adversarial example?"""
+    from pipelines.detecting import detect, load_detector, write_detections
+
+    if out is not None and out.suffix not in (".json", ".parquet"):
+        raise ValueError(f"out must be a .json or .parquet file, got {out}")
+    table = detect(paths, load_detector(model), threshold=threshold, split=split)
+    if out is not None:
+        write_detections(table, out)
+    rows = json.loads(table.to_json(orient="records"))
+    lines = [
+        f"{row['problem'] or format(row['probability'], '.3f')}\t{row['place']}\t{row['id']}"
+        for row in rows
+    ]
+    lines.append(f"{int(table['adversarial'].sum())} of {len(table)} above {threshold:g}")
+    _say({"threshold": threshold, "rows": rows}, "\n".join(lines), as_json)
 
 
 @app.command("scan", rich_help_panel=TOOLS)

@@ -6,7 +6,7 @@ import re
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Row:
     score: float | None
     load: Callable[[], bytes]
     fields: Mapping[str, Any] = field(default_factory=dict)
+    images: Sequence[Callable[[], bytes]] = ()  # of a Parquet row with several image columns
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def open_dataset(
     tars = [p for p in files if p.suffix == ".tar"]
     tables = [p for p in files if p.suffix == ".parquet"]
     images = {p.relative_to(path).as_posix(): p for p in files if _is_image(p.name)}
-    parquet = [p for p in tables if _image_column(pq.read_schema(p))] if not tars else []
+    parquet = [p for p in tables if _image_columns(pq.read_schema(p))] if not tars else []
     if tars:
         kind, rows = "WebDataset", [row for tar in tars for row in _tar_rows(tar, score)]
     elif parquet:
@@ -160,47 +161,51 @@ def _read_part(path: Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _image_column(schema: pa.Schema) -> str | None:
-    """Name of the column that holds encoded images, as the datasets library writes them."""
+def _image_columns(schema: pa.Schema) -> list[str]:
+    """Columns that hold encoded images, as the datasets library writes them; `clean` last."""
+    found = []
     for column in schema:
-        if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
-            return str(column.name)
-        if pa.types.is_binary(column.type) and column.name in ("image", "png", "jpg", "img"):
-            return str(column.name)
-    return None
+        if pa.types.is_struct(column.type):
+            has = column.type.get_field_index("bytes") >= 0
+        else:
+            has = pa.types.is_binary(column.type) and column.name in ("image", "png", "jpg", "img")
+        if has:
+            found.append(str(column.name))
+    return sorted(found, key=lambda name: "clean" in name)
 
 
 def _parquet_rows(path: Path, score: str | None) -> list[Row]:
-    file = pq.ParquetFile(path)
-    image = _image_column(file.schema_arrow)
-    others = [name for name in file.schema_arrow.names if name != image]
+    file, stamp = pq.ParquetFile(path), path.stat().st_mtime_ns
+    images = _image_columns(file.schema_arrow)
+    others = [name for name in file.schema_arrow.names if name not in images]
     rows = []
     number = 0
     for group in range(file.num_row_groups):
         # Without the pixels; the kind of a struct column is not known to be small either.
         for i, fields in enumerate(file.read_row_group(group, columns=others).to_pylist()):
+            cells = [partial(_read_cell, path, stamp, group, i, name) for name in images]
             rows.append(
                 Row(
                     id=str(fields.get("key") or f"{path.stem}:{number}"),
                     split=fields.get("split") or _split_of(path),
                     score=_score(fields, score, path),
-                    load=partial(_read_cell, path, group, i, str(image)),
+                    load=cells[0],
                     fields=fields,
+                    images=cells,
                 )
             )
             number += 1
     return rows
 
 
-_column: tuple[tuple[Path, int, str], list[Any]] | None = None  # the row group read last
+@lru_cache(4)  # row groups that are read in turn, as with two image columns
+def _cells(path: Path, stamp: int, group: int, name: str) -> list[Any]:
+    values: list[Any] = pq.ParquetFile(path).read_row_group(group, [name])[name].to_pylist()
+    return values
 
 
-def _read_cell(path: Path, group: int, index: int, name: str) -> bytes:
-    global _column
-    wanted = (path, group, name)
-    if _column is None or _column[0] != wanted:
-        _column = wanted, pq.ParquetFile(path).read_row_group(group, [name])[name].to_pylist()
-    value = _column[1][index]
+def _read_cell(path: Path, stamp: int, group: int, index: int, name: str) -> bytes:
+    value = _cells(path, stamp, group, name)[index]
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None:
         raise InputError(f"Parquet must hold the bytes of its images, got a bare path in {path}")
