@@ -27,7 +27,7 @@ MIN_SIDE = 32
 def save_detector(detector: Detector, folder: Path, about: dict[str, Any]) -> None:
     """Write weights and config (backbone, and `about`)."""
     state = {name: tensor.cpu().contiguous() for name, tensor in detector.state_dict().items()}
-    config = {"kind": "ae-detector", "backbone": detector.backbone, **about}
+    config = {"kind": "ae-detector", "width": detector.width, **about}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in (
@@ -54,12 +54,12 @@ def load_detector(folder: Path) -> Detector:
     if not isinstance(config, dict) or config.get("kind") != "ae-detector":
         raise InputError(f"{folder / CONFIG} must be that of an AE detector, got another model's")
     try:
-        detector = Detector(config["backbone"])
+        detector = Detector(config["width"])
         detector.load_state_dict(state)
     except (KeyError, RuntimeError):
         raise InputError(
             f"weights must match the config in {folder}, got others than those of "
-            f"{config.get('backbone')!r}"
+            f"width {config.get('width')!r}"
         ) from None
     return detector.eval().requires_grad_(False)
 

@@ -48,23 +48,23 @@ def test_detector_is_small_and_takes_any_size():
     assert sum(p.numel() for p in detector.parameters()) <= MAX_PARAMETERS
     for size in ((32, 32), (45, 71)):
         assert detector(torch.rand(2, 3, *size)).shape == (2,)
-    with pytest.raises(ValueError, match=r"backbone must have at most 600000 parameters, got \d+"):
-        Detector("mobilenetv2_100")
+    with pytest.raises(ValueError, match=r"width must leave at most 600000 parameters, got \d+"):
+        Detector(4)
 
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Detector, list[dict[str, float]]]:
     detector = fresh()
     return detector, train_detector(
-        detector, Toys(48, 0), Toys(16, 1), epochs=6, crop=32, batch_size=16
+        detector, Toys(64, 0), Toys(8, 1), epochs=8, crop=32, batch_size=16
     )
 
 
 def test_learns_a_trace_that_no_resize_would_leave(trained):
     detector, history = trained
-    test = Toys(30, 2)
-    assert auc(probabilities(detector, test), test.adversarial) > 0.95
-    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6]
+    test = Toys(20, 2)
+    assert auc(probabilities(detector, test), test.adversarial) > 0.9
+    assert [row["epoch"] for row in history] == list(range(1, 9))
     blurred = probabilities(detector, test, half_size)
     assert auc(blurred, test.adversarial) < auc(probabilities(detector, test), test.adversarial)
 
@@ -78,11 +78,11 @@ def test_resumed_training_ends_in_the_same_weights(trained):
         if len(states) == 3:
             raise KeyboardInterrupt
 
-    arguments = {"epochs": 6, "crop": 32, "batch_size": 16}
+    arguments = {"epochs": 8, "crop": 32, "batch_size": 16}
     with pytest.raises(KeyboardInterrupt):
-        train_detector(detector, Toys(48, 0), Toys(16, 1), **arguments, save=stop_after_three)
+        train_detector(detector, Toys(64, 0), Toys(8, 1), **arguments, save=stop_after_three)
     again = fresh(seed=9)
-    train_detector(again, Toys(48, 0), Toys(16, 1), **arguments, resume=states[-1])
+    train_detector(again, Toys(64, 0), Toys(8, 1), **arguments, resume=states[-1])
     for name, value in trained[0].state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
@@ -137,7 +137,7 @@ def test_disturbances():
         (Toys(0, 0), {}, "train must hold .* got 0 and 0"),
         (Toys(8, 0), {"epochs": 0}, "epochs must be ≥ 1 and crop ≥ 32, got 0 and 96"),
         (Toys(8, 0), {"crop": 8}, "epochs must be ≥ 1 and crop ≥ 32, got 20 and 8"),
-        (Toys(8, 0), {"epochs": 1, "lr": float("inf")}, "loss must be finite"),
+        (Toys(8, 0), {"epochs": 4, "lr": float("inf")}, "loss must be finite"),
     ],
 )
 def test_bad_arguments(train, changes, words):
