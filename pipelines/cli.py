@@ -159,6 +159,45 @@ def train_detector_command(
     _say(report, detector_table(report), as_json)
 
 
+@app.command("finetune", rich_help_panel=STAGES)
+def finetune_command(
+    victim: Annotated[
+        str, typer.Argument(help="Name under `victims` in the parameters, or module:callable.")
+    ] = "",
+    named: Annotated[str, typer.Option("--victim", help="The same, as an option.")] = "",
+    data: Annotated[
+        str, typer.Option("--data", help="3AE: a folder or a Hub id (for module:callable).")
+    ] = "datasets/3ae",
+    clean: Annotated[
+        str | None, typer.Option("--clean", help="The photographs, if 3AE does not hold them.")
+    ] = None,
+    scale: Annotated[
+        tuple[float, float], typer.Option("--scale", help="Ends of the scale of the scores.")
+    ] = (0.0, 10.0),
+    size: Annotated[int, typer.Option("--size", min=32, help="Side of its input, pixels.")] = 224,
+    out: Annotated[Path, typer.Option("--out", help="Where a module:callable is written.")] = Path(
+        "models/finetuned/model"
+    ),
+    params: ParamsOption = PARAMS,
+    root: RootOption = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """A model learns from datasets/3ae to resist: models/finetuned, reports/finetune."""
+    p, layout = _setup(params, root)
+    name = victim or named
+    from pipelines.stages.finetune import finetune_model, finetune_table, run_finetune
+
+    if ":" in name:
+        from victims.base import ScoreScale
+
+        ends = ScoreScale.of(*scale)
+        report = finetune_model(name, data, out, ends, p, clean, size)
+    else:
+        p.victim(name)
+        report = run_finetune(p, layout, name, data=data)
+    _say(report, finetune_table(report), as_json)
+
+
 @app.command("evaluate", rich_help_panel=STAGES)
 def evaluate_command(
     params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
