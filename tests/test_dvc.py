@@ -35,10 +35,12 @@ def expanded() -> dict[str, dict[str, Any]]:
             choices = [{"key": victim} for victim in VALUES["victims"]]
             body = stage["do"]
         elif "matrix" in stage:
-            assert stage["matrix"]["victim"] == "${attack.victims}"
-            assert stage["matrix"]["mode"] == "${attack.modes}"
-            pairs = itertools.product(VALUES["attack"]["victims"], VALUES["attack"]["modes"])
-            choices = [{"item.victim": victim, "item.mode": mode} for victim, mode in pairs]
+            lists = []
+            for place in stage["matrix"].values():
+                section, key = place.removeprefix("${").removesuffix("}").split(".")
+                lists.append(VALUES[section][key])
+            names = [f"item.{variable}" for variable in stage["matrix"]]
+            choices = [dict(zip(names, c, strict=True)) for c in itertools.product(*lists)]
             body = {k: v for k, v in stage.items() if k != "matrix"}
         else:
             choices, body = [{}], stage
