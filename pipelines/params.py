@@ -187,6 +187,7 @@ class DetectorParams(_Section):
     lr: float = Field(3e-3, gt=0)
     robust: bool = True
     leave_one_out: bool = True
+    onnx: bool = True
 
 
 class FinetuneParams(_Section):

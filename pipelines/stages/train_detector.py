@@ -128,10 +128,12 @@ def run_train_detector(params: Params, layout: Layout) -> dict[str, Any]:
             report["unseen_victim"][victim] = measure(other, test)
     save_detector(kept, layout.detector, {"data": manifest.content_sha256})
     (layout.detector / ONNX).unlink(missing_ok=True)
-    try:
-        report["onnx"] = {"parity": export_onnx(kept, layout.detector / ONNX)}
-    except InputError as error:  # the extra is not installed
-        report["onnx"] = {"missing": str(error)}
+    report["onnx"] = None
+    if settings.onnx:
+        try:
+            report["onnx"] = {"parity": export_onnx(kept, layout.detector / ONNX)}
+        except InputError as error:  # the extra is not installed
+            report["onnx"] = {"missing": str(error)}
     report = _without_nan(report)
     layout.reports.mkdir(parents=True, exist_ok=True)
     with atomic_file(layout.reports / "detector.json") as file:

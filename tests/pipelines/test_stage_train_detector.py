@@ -55,6 +55,7 @@ def test_same_seed_gives_the_same_detector(trained, tmp_path):
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_onnx_agrees(trained, tmp_path):
     pytest.importorskip("onnxruntime")
     project, _ = trained

@@ -94,7 +94,7 @@ def settings(root: Path, **changes: Any) -> dict[str, Any]:
                 "held_out": 4,
                 "shard_size": 2,
             },
-            "detector": {"epochs": 1, "crop": 32, "batch_size": 8},
+            "detector": {"epochs": 1, "crop": 32, "batch_size": 8, "onnx": False},
             "finetune": {"victims": ["net"], "epochs": 2, "batch_size": 4, "lr": 1e-3},
         }
     )
