@@ -50,7 +50,7 @@ class Detector(nn.Module):
 
     A short MobileNetV2 on six planes: the picture around grey, and its 3×3 residue clamped to
     eight grey levels, where the traces of filtering lie. Nothing is resized: that would erase
-    them. width: multiplier of the channels; 1 has 0.13 M parameters.
+    them. width: multiplier of the channels; 1 has 0.14 M parameters.
     """
 
     def __init__(self, width: float = 1.0) -> None:
