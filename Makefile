@@ -48,7 +48,7 @@ check: install  ## lint, format, types, imports
 	lint-imports
 
 bench: install  ## each claim of speed, both sides in one run
-	for script in filters adt generation shards perturb trigger curation annotation; do \
+	for script in filters adt generation shards perturb trigger curation annotation detector; do \
 		echo; echo "## $$script"; python benchmarks/$$script.py || exit 1; done
 
 livec: install  ## the table of the README on real photographs (../shared/livec or VENEER_LIVEC)

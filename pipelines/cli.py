@@ -286,6 +286,57 @@ def package_command(
     _counts(run_package(p, layout), layout.annotated, as_json)
 
 
+@app.command("train_detector", rich_help_panel=STAGES)
+def train_detector_command(
+    params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
+) -> None:
+    """A small network learns from datasets/3ae to tell adversarial examples: models/detector."""
+    p, layout = _setup(params, root)
+    from pipelines.stages.train_detector import detector_table, run_train_detector
+
+    report = run_train_detector(p, layout)
+    _say(report, detector_table(report), as_json)
+
+
+@app.command("finetune", rich_help_panel=STAGES)
+def finetune_command(
+    victim: Annotated[
+        str, typer.Argument(help="Name under `victims` in the parameters, or module:callable.")
+    ] = "",
+    named: Annotated[str, typer.Option("--victim", help="The same, as an option.")] = "",
+    data: Annotated[
+        str, typer.Option("--data", help="3AE: a folder or a Hub id (for module:callable).")
+    ] = "datasets/3ae",
+    clean: Annotated[
+        str | None, typer.Option("--clean", help="The photographs, if 3AE does not hold them.")
+    ] = None,
+    scale: Annotated[
+        tuple[float, float], typer.Option("--scale", help="Ends of the scale of the scores.")
+    ] = (0.0, 10.0),
+    size: Annotated[int, typer.Option("--size", min=32, help="Side of its input, pixels.")] = 224,
+    out: Annotated[Path, typer.Option("--out", help="Where a module:callable is written.")] = Path(
+        "models/finetuned/model"
+    ),
+    params: ParamsOption = PARAMS,
+    root: RootOption = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """A model learns from datasets/3ae to resist: models/finetuned, reports/finetune."""
+    p, layout = _setup(params, root)
+    name = victim or named
+    from pipelines.stages.finetune import finetune_model, finetune_table, run_finetune
+
+    if ":" in name:
+        from victims.base import ScoreScale
+
+        ends = ScoreScale.of(*scale)
+        report = finetune_model(name, data, out, ends, p, clean, size)
+    else:
+        p.victim(name)
+        report = run_finetune(p, layout, name, data=data)
+    _say(report, finetune_table(report), as_json)
+
+
 @app.command("evaluate", rich_help_panel=STAGES)
 def evaluate_command(
     params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
@@ -450,6 +501,83 @@ def sheet_command(
     folders = [layout.examples(v, m) for v in p.attack.victims for m in p.attack.modes]
     contact_sheet(layout.clean, folders, out, pairs=pairs, width=width)
     _say({"sheet": str(out)}, f"{out} written", as_json)
+
+
+@app.command("detect", rich_help_panel=TOOLS)
+def detect_command(
+    paths: Annotated[list[str], typer.Argument(help="Image files, folders, data sets, Hub ids.")],
+    model: Annotated[Path, typer.Option("--model", help="Folder of the detector.")] = Path(
+        "models/detector"
+    ),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write a .json or .parquet file.")
+    ] = None,
+    threshold: Annotated[float, typer.Option("--threshold", help="Probability of an alarm.")] = 0.5,
+    split: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How likely is each picture an adversarial example?"""
+    from pipelines.detecting import detect, load_detector, write_detections
+
+    if out is not None and out.suffix not in (".json", ".parquet"):
+        raise ValueError(f"out must be a .json or .parquet file, got {out}")
+    table = detect(paths, load_detector(model), threshold=threshold, split=split)
+    if out is not None:
+        write_detections(table, out)
+    rows = json.loads(table.to_json(orient="records"))
+    lines = [
+        f"{row['problem'] or format(row['probability'], '.3f')}\t{row['place']}\t{row['id']}"
+        for row in rows
+    ]
+    lines.append(f"{int(table['adversarial'].sum())} of {len(table)} above {threshold:g}")
+    _say({"threshold": threshold, "rows": rows}, "\n".join(lines), as_json)
+
+
+@app.command("scan", rich_help_panel=TOOLS)
+def scan_command(
+    dataset: Annotated[
+        str,
+        typer.Argument(help="Folder (table and images, Parquet or WebDataset) or Hub id."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Where scan.json, rows.parquet and tile.png go.")
+    ] = Path("reports/scan"),
+    scores: Annotated[
+        str | None, typer.Option("--scores", help="Table of a folder that has several.")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option("--score", help="Column with the scores, if it is not mos.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
+    purify_to: Annotated[
+        Path | None, typer.Option("--purify", help="Write the data set here, without the tile.")
+    ] = None,
+    false_alarms: Annotated[
+        float, typer.Option("--false-alarms", help="Share of clean data sets that may alarm.")
+    ] = 0.01,
+    max_period: Annotated[int, typer.Option("--max-period", help="Largest tile, pixels.")] = 32,
+    sample: Annotated[
+        int, typer.Option("--sample", help="Rows in which the tile is sought.")
+    ] = 400,
+    jpeg: Annotated[
+        bool, typer.Option("--jpeg/--no-jpeg", help="Leave out what repeats with JPEG's blocks.")
+    ] = True,
+    workers: Annotated[int, typer.Option("--workers", help="Processes.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Is an image data set poisoned by a repeated tile, and which rows? Needs no model."""
+    from pipelines.rows import open_dataset
+    from pipelines.scanning import ScanSettings, purify, scan, scan_text, write_scan
+
+    settings = ScanSettings(
+        false_alarms=false_alarms, max_period=max_period, sample=sample, jpeg=jpeg, workers=workers
+    )
+    data = open_dataset(dataset, scores=scores, score=score, split=split)
+    result = scan(data, settings)
+    if purify_to is not None:
+        result.report["purified"] = purify(data, result, purify_to)
+    write_scan(result, out)
+    _say(result.report, scan_text(result.report, out), as_json)
 
 
 def _complain(error: BaseException, code: int) -> int:

@@ -319,6 +319,31 @@ class Backdoor(_Section):
         return values
 
 
+class DetectorParams(_Section):
+    """AE detector, arguments of defenders.detector.train_detector. robust: also train with JPEG
+    and half-size copies. leave_one_out: also train once without each victim."""
+
+    epochs: int = Field(20, ge=1)
+    crop: int = Field(96, ge=32)
+    batch_size: int = Field(32, ge=2)
+    lr: float = Field(3e-3, gt=0)
+    robust: bool = True
+    leave_one_out: bool = True
+    onnx: bool = True
+
+
+class FinetuneParams(_Section):
+    """Adversarial fine-tuning, arguments of defenders.finetuning.finetune. victims: each is a DVC
+    stage. retrain: also train a new attacker, of these modes, against the fine-tuned victim."""
+
+    victims: list[str] = []
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(16, ge=1)
+    lr: float = Field(1e-4, gt=0)
+    clean_share: float = Field(0.5, gt=0, lt=1)
+    retrain: list[Mode] = ["unrestricted"]
+
+
 class Params(_Section):
     """All parameters of the pipeline."""
 
@@ -332,6 +357,8 @@ class Params(_Section):
     pretrain: Pretrain = Pretrain()
     attack: Attack
     evaluate: Evaluate = Evaluate()
+    detector: DetectorParams = DetectorParams()
+    finetune: FinetuneParams = FinetuneParams()
     curate: Curate = Curate()
     campaign: Campaign = Campaign()
     annotate: Annotate = Annotate()
@@ -354,10 +381,14 @@ class Params(_Section):
 
     @model_validator(mode="after")
     def _attacked_victims_exist(self) -> Self:
-        for name in self.attack.victims:
-            if name not in self.victims:
-                known = ", ".join(self.victims)
-                raise ValueError(f"attack.victims must be among {known}, got {name!r}")
+        for section, names in (
+            ("attack", self.attack.victims),
+            ("finetune", self.finetune.victims),
+        ):
+            for name in names:
+                if name not in self.victims:
+                    known = ", ".join(self.victims)
+                    raise ValueError(f"{section}.victims must be among {known}, got {name!r}")
         return self
 
     def victim(self, name: str) -> VictimParams:

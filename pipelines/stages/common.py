@@ -38,6 +38,20 @@ class Layout:
         return self.root / "models" / "da3" / "pretrained"
 
     @property
+    def threeae(self) -> Path:
+        """Re-annotated adversarial examples."""
+        return self.root / "datasets" / "3ae"
+
+    @property
+    def detector(self) -> Path:
+        """The AE detector."""
+        return self.root / "models" / "detector"
+
+    def finetuned(self, victim: str) -> Path:
+        """A victim fine-tuned on 3AE."""
+        return self.root / "models" / "finetuned" / victim
+
+    @property
     def reports(self) -> Path:
         """Metrics and plots."""
         return self.root / "reports"

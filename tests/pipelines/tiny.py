@@ -126,6 +126,8 @@ def settings(root: Path, **changes: Any) -> dict[str, Any]:
                 "defense_crops": 1,
                 "defense_images": 3,
             },
+            "detector": {"epochs": 1, "crop": 32, "batch_size": 8, "onnx": False},
+            "finetune": {"victims": ["net"], "epochs": 2, "batch_size": 4, "lr": 1e-3},
         }
     )
     for name, value in changes.items():

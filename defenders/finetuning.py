@@ -1,0 +1,149 @@
+"""Adversarial fine-tuning: a model that scores pictures learns the true scores of its deceivers."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from victims.base import ScoreScale
+from victims.metrics import rmse, srcc
+
+Scored = tuple[Sequence[Tensor], Sequence[float]]
+
+
+def finetune(
+    model: nn.Module,
+    scale: ScoreScale,
+    clean: Scored,
+    adversarial: Scored,
+    validation: Scored,
+    *,
+    validation_adversarial: Scored | None = None,
+    epochs: int = 5,
+    batch_size: int = 16,
+    lr: float = 1e-4,
+    clean_share: float = 0.5,
+    seed: int = 0,
+    report: Callable[[dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Fine-tune in place on photographs and adversarial examples with the scores people gave.
+
+    model: any torch module from RGB (N,3,H,W) in [0,1] to (N,) scores on the scale. clean and the
+    others: images uint8 (3,H,W) of one size, and their scores. Smooth L1 on scores as tenths of
+    the scale, AdamW with a cosine schedule; running statistics of batch norms stay. clean_share of
+    each batch are photographs; an epoch shows each of these once and draws the examples in turn.
+    The epoch of the lowest mean error on validation (photographs and examples alike) stays, the
+    model as it came among them. Returns: a row per epoch with loss, srcc and rmse (photographs),
+    rmse_adversarial. Raises ValueError for empty data, RuntimeError where the loss is not finite.
+    """
+    _check(clean, adversarial, validation, epochs, clean_share)
+    parameters = list(model.parameters())
+    before = [p.requires_grad for p in parameters]
+    model.requires_grad_(True)
+    device = parameters[0].device
+    per_batch = max(1, round(batch_size * clean_share))
+    others = max(1, batch_size - per_batch)
+    steps = -(-len(clean[0]) // per_batch)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    history: list[dict[str, float]] = []
+    best, best_state = math.inf, copy.deepcopy(model.state_dict())
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # dropout
+        for epoch in range(epochs + 1):
+            total = 0.0
+            if epoch:
+                rng = np.random.default_rng((seed, epoch))
+                orders = (
+                    np.resize(rng.permutation(len(clean[0])), steps * per_batch),
+                    np.resize(rng.permutation(len(adversarial[0])), steps * others),
+                )
+                _train_mode(model)
+                for step in range(steps):
+                    images, mos = _batch(clean, orders[0], step, per_batch)
+                    more, more_mos = _batch(adversarial, orders[1], step, others)
+                    pixels = torch.stack(images + more).to(device).float() / 255
+                    wanted = torch.tensor(mos + more_mos, device=device)
+                    unit = scale.range / 10
+                    loss = F.smooth_l1_loss(model(_flipped(pixels, rng)) / unit, wanted / unit)
+                    if not math.isfinite(loss.item()):
+                        raise RuntimeError(
+                            f"loss must be finite, got {loss.item()}: lower lr ({lr})"
+                        )
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                    total += loss.item()
+            row = {"epoch": float(epoch), "loss": total / steps if epoch else math.nan}
+            row |= _validate(model, validation, validation_adversarial or validation)
+            history.append(row)
+            error = row["rmse"] + row["rmse_adversarial"]
+            if error < best:
+                best, best_state = error, copy.deepcopy(model.state_dict())
+            if report:
+                report(row)
+    model.load_state_dict(best_state)
+    model.eval()
+    for parameter, flag in zip(parameters, before, strict=True):
+        parameter.requires_grad_(flag)
+    return history
+
+
+@torch.no_grad()
+def scores_of(model: nn.Module, images: Sequence[Tensor], batch_size: int = 32) -> np.ndarray:
+    """Scores (n,) of images uint8 (3,H,W) of one size."""
+    model.eval()
+    device = next(model.parameters()).device
+    out = [
+        model(torch.stack(list(images[i : i + batch_size])).to(device).float() / 255).cpu()
+        for i in range(0, len(images), batch_size)
+    ]
+    return torch.cat(out).double().numpy()
+
+
+def _validate(model: nn.Module, clean: Scored, adversarial: Scored) -> dict[str, float]:
+    scores = scores_of(model, clean[0])
+    return {
+        "srcc": srcc(scores, clean[1]),
+        "rmse": rmse(scores, clean[1]),
+        "rmse_adversarial": rmse(scores_of(model, adversarial[0]), adversarial[1]),
+    }
+
+
+def _train_mode(model: nn.Module) -> None:
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def _batch(data: Scored, order: Any, step: int, size: int) -> tuple[list[Tensor], list[float]]:
+    chosen = [int(i) for i in order[step * size : (step + 1) * size]]
+    return [data[0][i] for i in chosen], [float(data[1][i]) for i in chosen]
+
+
+def _flipped(images: Tensor, rng: np.random.Generator) -> Tensor:
+    mirrored = torch.from_numpy(rng.random(len(images)) < 0.5).to(images.device)
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+def _check(
+    clean: Scored, adversarial: Scored, validation: Scored, epochs: int, clean_share: float
+) -> None:
+    named = (("clean", clean), ("adversarial", adversarial), ("validation", validation))
+    for name, (images, mos) in named:
+        if not len(images) or len(images) != len(mos):
+            raise ValueError(
+                f"{name} must hold images and as many scores, got {len(images)} and {len(mos)}"
+            )
+    if epochs < 1 or not 0 < clean_share < 1:
+        raise ValueError(
+            f"epochs must be ≥ 1 and clean_share in (0, 1), got {epochs} and {clean_share}"
+        )

@@ -1,0 +1,236 @@
+"""Stage `finetune@victim`: a victim learns from 3AE; old and new attacks are measured on it."""
+
+import importlib
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from attackers.metrics import basr, msi, rasr
+from defenders.finetuning import Scored, finetune, scores_of
+from pipelines.errors import InputError
+from pipelines.images import decode_image, to_tensor
+from pipelines.models import HISTORY
+from pipelines.params import Params
+from pipelines.pictures import read_manifest, squash
+from pipelines.rows import open_dataset
+from pipelines.shards import atomic_file
+from pipelines.stages.attack import run_attack
+from pipelines.stages.common import (
+    Layout,
+    device,
+    epoch_reporter,
+    hardware,
+    torch_threads,
+    trained_victim,
+)
+from pipelines.stages.evaluate import read_history, robustness
+from pipelines.threeae import Picture, read_3ae
+from victims.base import ScoreScale
+from victims.metrics import agreement
+from victims.registry import load_victim, save_victim
+
+
+@dataclass(frozen=True)
+class Hardened(Layout):
+    """The project with the fine-tuned victims in place of the victims, for a new attacker."""
+
+    def victim(self, name: str) -> Path:
+        """A fine-tuned victim."""
+        return self.finetuned(name)
+
+    def attacker(self, victim: str, mode: str) -> Path:
+        """An attacker trained against it."""
+        return self.root / "models" / "finetuned" / f"{victim}-{mode}-attacker"
+
+    def examples(self, victim: str, mode: str) -> Path:
+        """What it makes."""
+        return self.work / "finetune" / f"{victim}-{mode}"
+
+
+def run_finetune(
+    params: Params, layout: Layout, name: str, *, data: str | None = None
+) -> dict[str, Any]:
+    """Fine-tune victim `name`; write models/finetuned/<name> and reports/finetune/<name>.json.
+
+    The photographs of the clean training set and the examples of 3AE train, with the scores of the
+    re-annotation; validation chooses the epoch; the clean test split and the test examples of 3AE
+    made against this victim (all of them where there are none) are reported.
+    """
+    settings = params.finetune
+    place = layout.threeae if data is None else layout.root / data
+    if place == layout.threeae:
+        read_manifest(layout.threeae, "annotate")
+    victim = load_victim(trained_victim(layout, name), device())
+    size = getattr(victim, "input_size", 224)
+    examples = read_3ae(str(place) if place.exists() or not data else data, str(layout.clean))
+    with torch_threads(params.engine.threads):
+        clean = {
+            split: _clean_images(layout.clean, split, size)
+            for split in ("train", "validation", "test")
+        }
+        report = _harden(victim, victim.scale, clean, examples, size, params, name)
+        save_victim(victim, layout.finetuned(name))
+        report["new_attacker"] = {}
+        for mode in settings.retrain:
+            report["new_attacker"][mode] = _attack_again(params, layout, name, mode)
+    report |= {"victim": name, "seed": params.seed, "hardware": hardware()}
+    _write(layout.reports / "finetune" / f"{name}.json", report)
+    return report
+
+
+def finetune_model(
+    spec: str, data: str, out: Path, scale: ScoreScale, params: Params, clean: str | None, size: int
+) -> dict[str, Any]:
+    """Fine-tune a user's torch module (`module:callable`) on a 3AE data set; write its state.
+
+    The callable returns a module from RGB (N,3,H,W) in [0,1] to (N,) scores on `scale`. A new
+    attacker is not trained: it needs a victim of the registry.
+    """
+    model = _load_callable(spec).to(device())
+    pictures = read_3ae(data, clean)
+    photographs = {
+        split: _images([p for p in pictures if p.split == split and not p.adversarial], size)
+        for split in ("train", "validation", "test")
+    }
+    with torch_threads(params.engine.threads):
+        report = _harden(model, scale, photographs, pictures, size, params, spec)
+    out.mkdir(parents=True, exist_ok=True)
+    state = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
+    save_file(state, out / "model.safetensors")
+    report |= {"victim": spec, "data": data, "new_attacker": {}, "hardware": hardware()}
+    _write(out / "report.json", report)
+    return report
+
+
+def _harden(
+    model: nn.Module,
+    scale: ScoreScale,
+    clean: dict[str, Scored],
+    examples: Sequence[Picture],
+    size: int,
+    params: Params,
+    name: str,
+) -> dict[str, Any]:
+    """Fine-tune in place and compare before and after."""
+    settings = params.finetune
+    made = [p for p in examples if p.adversarial]
+    parts = {s: [p for p in made if p.split == s] for s in ("train", "validation", "test")}
+    if not parts["train"] or not parts["test"]:
+        raise InputError(
+            f"3AE must hold examples in train and test, got {len(parts['train'])} and "
+            f"{len(parts['test'])}"
+        )
+    own = [p for p in parts["test"] if p.victim == name] or parts["test"]
+    photographs = {p.parent: p for p in examples if not p.adversarial}
+    old = _images(own, size), _images([photographs[p.parent] for p in own], size)
+    before = _measure(model, scale, clean["test"], old)
+    history = finetune(
+        model,
+        scale,
+        clean["train"],
+        _images(parts["train"], size),
+        clean["validation"],
+        validation_adversarial=_images(parts["validation"], size) if parts["validation"] else None,
+        **settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share"}),
+        seed=params.seed,
+        report=epoch_reporter(
+            f"finetune {name}", settings.epochs, ("loss", "srcc", "rmse", "rmse_adversarial")
+        ),
+    )
+    return {
+        "n_train": {"clean": len(clean["train"][0]), "adversarial": len(parts["train"])},
+        "n_old": len(own),
+        "own_examples": any(p.victim == name for p in parts["test"]),
+        "before": before,
+        "after": _measure(model, scale, clean["test"], old),
+        "history": [{k: _finite(v) for k, v in row.items()} for row in history],
+    }
+
+
+def _measure(
+    model: nn.Module, scale: ScoreScale, test: Scored, old: tuple[Scored, Scored]
+) -> dict[str, Any]:
+    clean = scores_of(model, test[0])
+    y, x = scores_of(model, old[0][0]), scores_of(model, old[1][0])
+    return {
+        "clean": {k: _finite(v) for k, v in agreement(clean, test[1], scale).items()},
+        "old": {
+            "basr": _finite(basr(x, y, scale.threshold)),
+            "rasr": _finite(rasr(x, y)),
+            "msi": _finite(msi(x, y)),
+        },
+    }
+
+
+def _attack_again(params: Params, layout: Layout, name: str, mode: Any) -> dict[str, Any]:
+    """Train a new DA3Attacker against the fine-tuned victim and measure it."""
+    hardened = Hardened(layout.root)
+    run_attack(params, hardened, name, mode)
+    victim = load_victim(hardened.victim(name), device())
+    history = read_history(hardened.attacker(name, mode) / HISTORY)
+    row = robustness(hardened.examples(name, mode), victim, history, params.evaluate.by)
+    shutil.rmtree(hardened.examples(name, mode), ignore_errors=True)
+    return {k: v for k, v in row.items() if k != "filters"}
+
+
+def _clean_images(folder: Path, split: str, size: int) -> Scored:
+    rows = open_dataset(str(folder), split=split).rows
+    images = [squash(to_tensor(decode_image(row.load())), size) for row in rows]
+    return images, [float(row.score or 0.0) for row in rows]
+
+
+def _images(pictures: Sequence[Picture], size: int) -> Scored:
+    images: list[Tensor] = [squash(to_tensor(decode_image(p.load())), size) for p in pictures]
+    return images, [p.mos for p in pictures]
+
+
+def _load_callable(spec: str) -> nn.Module:
+    module, _, name = spec.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"victim must be module:callable, got {spec!r} ({error})") from None
+    if not isinstance(made, nn.Module) or not any(True for _ in made.parameters()):
+        raise InputError(f"victim must be a torch module with parameters, got {type(made)}")
+    with torch.no_grad():
+        scores = made.eval()(torch.rand(2, 3, 224, 224))
+    if not isinstance(scores, Tensor) or scores.shape != (2,):
+        raise InputError(
+            f"victim must give one score per image, got {getattr(scores, 'shape', type(scores))}"
+        )
+    return made
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write((json.dumps(report, indent=2) + "\n").encode())
+
+
+def finetune_table(report: dict[str, Any]) -> str:
+    """Table XII: clean SRCC, and BASR, RASR, MSI of old and new attacks, before and after."""
+
+    def shown(row: dict[str, Any]) -> str:
+        values = [row[k] for k in ("basr", "rasr", "msi")]
+        return " | ".join("n/a" if v is None else f"{v:.2f}" for v in values)
+
+    lines = ["| case | clean SRCC | BASR % | RASR % | MSI |", "| --- | --: | --: | --: | --: |"]
+    for when in ("before", "after"):
+        srcc = report[when]["clean"]["srcc"]
+        text = "n/a" if srcc is None else f"{srcc:.3f}"
+        lines.append(f"| old examples, {when} | {text} | {shown(report[when]['old'])} |")
+    for mode, row in report["new_attacker"].items():
+        lines.append(f"| new attacker, {mode} | | {shown(row)} |")
+    return "\n".join(lines)

@@ -1,0 +1,227 @@
+"""Stage `train_detector`: AE against photograph, learned from 3AE and measured in every way."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from defenders.detector import (
+    Detector,
+    accuracy,
+    auc,
+    compress,
+    half_size,
+    probabilities,
+    tpr_at_fpr,
+    train_detector,
+)
+from pipelines.detecting import ONNX, export_onnx, load_detector, save_detector
+from pipelines.errors import InputError
+from pipelines.models import TrainingFolder
+from pipelines.params import Params
+from pipelines.pictures import read_manifest
+from pipelines.provenance import code_version, fingerprint
+from pipelines.shards import atomic_file
+from pipelines.stages.common import Layout, device, epoch_reporter, hardware, torch_threads
+from pipelines.threeae import Picture, Pictures3AE, by_split, read_3ae
+
+PSNR_BINS = (0.0, 20.0, 25.0, 30.0, 35.0, 40.0, math.inf)
+CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
+    "as stored": None,
+    "JPEG 95": lambda image: compress(image, 95),
+    "JPEG 85": lambda image: compress(image, 85),
+    "JPEG 75": lambda image: compress(image, 75),
+    "half size": half_size,
+}
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """Trains detectors on one 3AE data set."""
+
+    params: Params
+    layout: Layout
+    splits: dict[str, Pictures3AE]
+    data_sha256: str
+
+    def train(self, name: str, *, robust: bool, without: str | None = None) -> Detector:
+        """The detector `name`, resumed or done before. without: a victim it never sees."""
+        settings = self.params.detector
+        recipe = settings.model_dump(include={"epochs", "crop", "batch_size", "lr"})
+        mark = fingerprint(
+            recipe=recipe,
+            robust=robust,
+            without=without,
+            seed=self.params.seed,
+            threads=self.params.engine.threads,
+            data=self.data_sha256,
+            code=code_version("defenders.detector", "pipelines.threeae", "pipelines.images"),
+        )
+        work = TrainingFolder(self.layout.work, "train_detector", name, mark)
+        if work.finished:
+            return load_detector(work.model)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.params.seed)
+            detector = Detector().to(device())
+        train_detector(
+            detector,
+            self.splits["train"].where(_not_of(without)),
+            self.splits["validation"].where(_not_of(without)),
+            **recipe,
+            robust=robust,
+            seed=self.params.seed,
+            resume=work.checkpoint(),
+            save=work.save,
+            report=epoch_reporter(f"detector {name}", settings.epochs, ("loss", "auc", "accuracy")),
+        )
+        save_detector(detector, work.model, {"robust": robust, "without": without, **recipe})
+        (work.path / "checkpoint.pt").unlink(missing_ok=True)
+        return load_detector(work.model)
+
+
+def run_train_detector(params: Params, layout: Layout) -> dict[str, Any]:
+    """Train on 3AE train; write models/detector (ONNX where the extra is there) and the report.
+
+    The detector that is kept is the robust one where `detector.robust` is set. Its twin without
+    disturbed copies is measured beside it, and one detector for each victim it never saw.
+    """
+    settings = params.detector
+    manifest = read_manifest(layout.threeae, "annotate")
+    splits = by_split(read_3ae(str(layout.threeae), str(layout.clean)))
+    victims = sorted({p.victim for p in splits["train"].pictures if p.victim})
+    trainer = _Trainer(params, layout, splits, manifest.content_sha256)
+    with torch_threads(params.engine.threads):
+        plain = trainer.train("plain", robust=False)
+        kept = trainer.train("robust", robust=True) if settings.robust else plain
+        report: dict[str, Any] = {
+            "about": {
+                "label_source": manifest.scale.label_source,
+                "seed": params.seed,
+                "parameters": sum(p.numel() for p in kept.parameters()),
+                "kept": "robust" if settings.robust else "plain",
+                "augmentation": "random crops and flips, nothing resized"
+                + (", JPEG 70 to 98 and half size" if settings.robust else ""),
+                "crop": settings.crop,
+                "epochs": settings.epochs,
+                "train": len(splits["train"]),
+                "hardware": hardware(),
+            },
+            **measure(kept, splits["test"]),
+        }
+        twins = {"plain": plain, **({"robust": kept} if settings.robust else {})}
+        report["changes"] = {
+            name: {
+                change: _three(probabilities(d, splits["test"], how), splits["test"])
+                for change, how in CHANGES.items()
+            }
+            for name, d in twins.items()
+        }
+        report["unseen_victim"] = {}
+        for victim in victims if settings.leave_one_out and len(victims) > 1 else []:
+            other = trainer.train(f"without-{victim}", robust=settings.robust, without=victim)
+            test = splits["test"].where(_of(victim))
+            report["unseen_victim"][victim] = measure(other, test)
+    save_detector(kept, layout.detector, {"data": manifest.content_sha256})
+    (layout.detector / ONNX).unlink(missing_ok=True)
+    report["onnx"] = None
+    if settings.onnx:
+        try:
+            report["onnx"] = {"parity": export_onnx(kept, layout.detector / ONNX)}
+        except InputError as error:  # the extra is not installed
+            report["onnx"] = {"missing": str(error)}
+    report = _without_nan(report)
+    layout.reports.mkdir(parents=True, exist_ok=True)
+    with atomic_file(layout.reports / "detector.json") as file:
+        file.write((json.dumps(report, indent=2) + "\n").encode())
+    return report
+
+
+def measure(detector: Detector, data: Pictures3AE) -> dict[str, Any]:
+    """Overall, and per victim, mode and PSNR bin against all photographs of the split."""
+    p = probabilities(detector, data)
+    made = [picture for picture in data.pictures if picture.adversarial]
+    modes = sorted({str(picture.mode) for picture in made})
+    victims = sorted({str(picture.victim) for picture in made})
+    bins = list(itertools.pairwise(PSNR_BINS))
+    return {
+        "overall": _three(p, data),
+        "mode": {m: _three(p, data, _is(mode=m)) for m in modes},
+        "victim": {v: _three(p, data, _is(victim=v)) for v in victims},
+        "victim_mode": {
+            f"{v} {m}": _three(p, data, _is(victim=v, mode=m)) for v in victims for m in modes
+        },
+        "psnr": {
+            f"{low:g} to {high:g} dB": _three(p, data, _between(low, high)) for low, high in bins
+        },
+    }
+
+
+def _is(**wanted: str) -> Callable[[Picture], bool]:
+    return lambda picture: all(getattr(picture, k) == v for k, v in wanted.items())
+
+
+def _of(victim: str) -> Callable[[Picture], bool]:
+    return lambda picture: picture.victim in (None, victim)
+
+
+def _not_of(victim: str | None) -> Callable[[Picture], bool]:
+    return lambda picture: picture.victim is None or picture.victim != victim
+
+
+def _between(low: float, high: float) -> Callable[[Picture], bool]:
+    return lambda picture: picture.psnr is not None and low <= picture.psnr < high
+
+
+def _three(
+    p: np.ndarray, data: Pictures3AE, keep: Callable[[Picture], bool] | None = None
+) -> dict[str, float]:
+    """Accuracy, AUC, TPR at 1 % FPR of the examples that `keep` says against all photographs."""
+    chosen = [
+        i
+        for i, picture in enumerate(data.pictures)
+        if not picture.adversarial or keep is None or keep(picture)
+    ]
+    truth: Sequence[bool] = [data.adversarial[i] for i in chosen]
+    return {
+        "n": sum(truth),
+        "accuracy": accuracy(p[chosen], truth),
+        "auc": auc(p[chosen], truth),
+        "tpr_at_1_fpr": tpr_at_fpr(p[chosen], truth),
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: an empty group is null."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def detector_table(report: dict[str, Any]) -> str:
+    """reports/detector.json as a Markdown table."""
+    lines = ["| case | n | accuracy % | AUC | TPR at 1 % FPR |", "| --- | --: | --: | --: | --: |"]
+
+    def add(name: str, row: dict[str, Any]) -> None:
+        values = [row["accuracy"], row["auc"], row["tpr_at_1_fpr"]]
+        shown = [
+            "n/a" if v is None else f"{v:.{d}f}" for v, d in zip(values, (1, 3, 1), strict=True)
+        ]
+        lines.append(f"| {name} | {row['n']} | {' | '.join(shown)} |")
+
+    add("all", report["overall"])
+    for group in ("mode", "victim", "psnr"):
+        for name, row in report[group].items():
+            if row["n"]:
+                add(name, row)
+    for victim, row in report["unseen_victim"].items():
+        for mode, part in row["mode"].items():
+            add(f"unseen {victim}, {mode}", part)
+    for name, changes in report["changes"].items():
+        for change, row in changes.items():
+            add(f"{name}, {change}", row)
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from threeae import write_3ae
+from torch import nn
+
+from attackers.metrics import msi, rasr
+from defenders.finetuning import scores_of
+from pipelines.cli import app, run
+from pipelines.errors import InputError
+from pipelines.images import decode_image, to_tensor
+from pipelines.pictures import squash
+from pipelines.stages.finetune import finetune_table, run_finetune
+from pipelines.threeae import read_3ae
+from victims.registry import load_victim
+
+
+@pytest.fixture(scope="module")
+def finetuned(project, tmp_path_factory):
+    other = project.copy(tmp_path_factory.mktemp("finetune") / "p")
+    write_3ae(other, other.layout.threeae)
+    return other, run_finetune(other.params(), other.layout, "net")
+
+
+def test_report_is_what_the_saved_victim_does(finetuned):
+    project, report = finetuned
+    layout = project.layout
+    assert json.loads((layout.reports / "finetune" / "net.json").read_text()) == report
+    pictures = read_3ae(str(layout.threeae))
+    own = [p for p in pictures if p.adversarial and p.split == "test"]
+    parents = {p.parent: p for p in pictures if not p.adversarial}
+    for when, folder in (("before", layout.victim("net")), ("after", layout.finetuned("net"))):
+        victim = load_victim(folder)
+        y, x = (
+            scores_of(victim, [squash(to_tensor(decode_image(p.load())), 32) for p in some])
+            for some in (own, [parents[p.parent] for p in own])
+        )
+        assert report[when]["old"]["rasr"] == pytest.approx(rasr(x, y))
+        assert report[when]["old"]["msi"] == pytest.approx(msi(x, y), abs=1e-4)
+    assert report["own_examples"]
+    assert report["n_old"] == len(own)
+
+
+def test_a_new_attacker_is_trained_against_it(finetuned):
+    project, report = finetuned
+    row = report["new_attacker"]["unrestricted"]
+    assert row["n"] == 5
+    assert 0 <= row["rasr"] <= 100
+    config = project.root / "models" / "finetuned" / "net-unrestricted-attacker" / "config.json"
+    assert json.loads(config.read_text())["victim"] == "net"
+    # The attacker of the victim as it was is still there, untouched.
+    assert project.layout.examples("net", "unrestricted").exists()
+    text = finetune_table(report)
+    assert "old examples, before" in text
+    assert "new attacker, unrestricted" in text
+
+
+class Small(nn.Module):
+    """A user's own model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 5, 4)
+        self.out = nn.Linear(4, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 5 + self.out(self.conv(images).relu().mean(dim=(2, 3))).squeeze(1)
+
+
+def test_a_module_of_ones_own(finetuned, tmp_path, capsys, monkeypatch):
+    project, _ = finetuned
+    (tmp_path / "mine.py").write_text(f"from {__name__} import Small\n")
+    import sys
+    import types
+
+    module = types.ModuleType("mine_for_test")
+    module.make = Small
+    monkeypatch.setitem(sys.modules, "mine_for_test", module)
+    arguments = ["finetune", "--victim", "mine_for_test:make", "--size", "32"]
+    arguments += ["--data", str(project.layout.threeae), "--out", str(tmp_path / "out"), "--json"]
+    arguments += ["--params", str(project.file), "--root", str(project.root)]
+    assert run(lambda: app(arguments, standalone_mode=True)) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["new_attacker"] == {}
+    from safetensors.torch import load_file
+
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert not torch.equal(state["out.weight"], Small().out.weight)
+    assert np.isfinite(report["after"]["clean"]["rmse"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("nowhere_at_all:make", "victim must be module:callable, got 'nowhere_at_all:make'"),
+        ("json:nothing", "victim must be module:callable, got 'json:nothing'"),
+        ("collections:OrderedDict", "victim must be a torch module with parameters"),
+    ],
+)
+def test_bad_modules(finetuned, capsys, spec, words):
+    project, _ = finetuned
+    arguments = ["finetune", spec, "--params", str(project.file), "--root", str(project.root)]
+    assert run(lambda: app(arguments, standalone_mode=True)) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_missing_3ae_names_its_command(project):
+    with pytest.raises(InputError, match="run `veneer annotate` first"):
+        run_finetune(project.params(), project.layout, "net")
