@@ -70,13 +70,28 @@ class Import(_Section):
 
 
 class Engine(_Section):
-    """workers: processes that make shards. threads: torch threads of a training; they change
-    the order of sums, so they are a parameter and not the number of cores at hand. dtype: of the
-    latent spaces; auto takes bfloat16 where the processor multiplies it: about twice as fast."""
+    """kind: what runs the workers that make shards: this process, processes of this machine, or a
+    Ray cluster (extra `ray`). workers: their number. max_retries: of a shard whose worker died.
+    memory: MiB of a worker. address: of a running Ray cluster; null starts one on this machine.
+    gpus: of a Ray worker; null shares those of the cluster. None of these changes a byte.
+    threads: torch threads of a training; they change the order of sums, so they are a parameter
+    and not the number of cores at hand. dtype: of the latent spaces; auto takes bfloat16 where the
+    processor multiplies it: about twice as fast."""
 
+    kind: Literal["inline", "processes", "ray"] = "processes"
     workers: int = Field(2, ge=1)
+    max_retries: int = Field(2, ge=0)
+    memory: int | None = Field(None, ge=64)
+    address: str | None = None
+    gpus: float | None = Field(None, ge=0)
     threads: int = Field(2, ge=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @property
+    def shards(self) -> dict[str, Any]:
+        """Arguments of pipelines.engine.map_shards."""
+        names = {"workers", "max_retries", "memory", "address", "gpus"}
+        return {"engine": self.kind, **self.model_dump(include=names)}
 
 
 class VictimParams(_Section):

@@ -130,7 +130,7 @@ def run_attack(
     map_shards(
         attack_shard,
         [job for job in jobs if job.name in pending],
-        workers=params.engine.workers,
+        **params.engine.shards,
         initializer=load_models,
         initargs=(trained.model, layout.victim(name), dtype),
         description=f"attack {name} {mode}",

@@ -79,7 +79,7 @@ def run_perturb(params: Params, layout: Layout, *, progress: bool = True) -> Man
     map_shards(
         perturb_shard,
         [job for job in jobs if job.name in pending],
-        workers=params.engine.workers,
+        **params.engine.shards,
         description="perturb",
         progress=progress,
     )
