@@ -76,7 +76,7 @@ def import_command(
         splits=p.import_.splits.model_dump(),
         seed=p.seed,
         shard_size=p.import_.shard_size,
-        workers=p.engine.workers,
+        **p.engine.shards,
         min_side=p.import_.min_side,
     )
     _counts(manifest, layout.clean, as_json)

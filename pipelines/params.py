@@ -40,10 +40,21 @@ class _Section(BaseModel):
 
 
 class Source(_Section):
-    """Which photographs: an importer of pipelines.sources and its arguments."""
+    """Which photographs: an importer of pipelines.sources and its arguments.
+
+    `hf:<id or local folder>` stands for the source hf with this path.
+    """
 
     name: str
     options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_in_the_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and str(values.get("name", "")).startswith("hf:"):
+            path = values["name"].removeprefix("hf:")
+            return {"name": "hf", "options": {"path": path, **values.get("options", {})}}
+        return values
 
 
 class Splits(_Section):
@@ -108,11 +119,14 @@ class VictimParams(_Section):
 
 class Perturb(_Section):
     """Forward process of the cold diffusion. per_filter: perturbed copies of each photograph per
-    filter, their steps drawn in turn. size: side in pixels at which they are stored."""
+    filter, their steps drawn in turn. filters: how many of the 14, drawn for each photograph; null
+    is all. limit: photographs of each split; held_out: of validation and of test, where fewer."""
 
     per_filter: int = Field(1, ge=1)
+    filters: int | None = Field(None, ge=1, le=14)
     shard_size: int = Field(256, ge=1)
     limit: int | None = Field(None, ge=1)
+    held_out: int | None = Field(None, ge=1)
 
 
 class ADTParams(_Section):
@@ -158,7 +172,7 @@ class Attack(_Section):
     validation subset of ART. refine: k score-only queries per image, 0 as in the paper.
     score_only: hide the victim's gradient and estimate it with `queries` calls per image.
     size: side in pixels of the pictures that the second stage trains on, best the victim's own;
-    null is the ADT's size.
+    null is the ADT's size. limit: photographs of the report split that are attacked.
     """
 
     victims: list[str] = Field(min_length=1)
@@ -177,6 +191,7 @@ class Attack(_Section):
     queries: int = Field(8, ge=2, multiple_of=2)
     shard_size: int = Field(32, ge=1)
     size: int | None = Field(None, ge=32)
+    limit: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _modes_have_objectives(self) -> Self:
