@@ -197,6 +197,59 @@ def sheet_command(
     _say({"sheet": str(out)}, f"{out} written", as_json)
 
 
+@app.command("publish", rich_help_panel=TOOLS)
+def publish_command(
+    dataset: Annotated[
+        str,
+        typer.Argument(help="A folder, or a name under datasets/ or models/ (aes/net-restricted)."),
+    ],
+    repo: Annotated[str, typer.Option(metavar="ID", help="Repository on the Hub: OWNER/NAME.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only the plan.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Open it to everybody at the end. Default: private.")
+    ] = False,
+    gate: Annotated[
+        bool | None,
+        typer.Option("--gate/--no-gate", help="Access on request. Default: what can do harm."),
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Default: v- and the content's SHA-256.")] = None,
+    allow_simulated: Annotated[
+        bool, typer.Option("--allow-simulated", help="Also scores that no person gave.")
+    ] = False,
+    root: RootOption = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """A data set or a model goes to the Hugging Face Hub, checked, private, tagged.
+
+    Prints the plan; --yes carries it out. The token is that of HF_TOKEN or of `hf auth login`.
+    """
+    from pipelines.publishable import check, resolve
+
+    folder = resolve(dataset, root)
+    publishable = check(folder, allow_simulated=allow_simulated)
+    from pipelines.hub import Hub, record_publication
+    from pipelines.report import publication_table
+
+    hub = Hub()
+    plan = hub.plan(publishable, repo, tag=tag, public=public, gated=gate)
+    told = plan.summary()
+    if plan.nothing:
+        _say({**told, "done": "nothing"}, f"{repo}: nothing to do, {plan.tag} is there", as_json)
+        return
+    if not yes:
+        text = publication_table(told) + "\nNothing was done: --yes carries this out."
+        _say({**told, "done": "planned"}, text, as_json)
+        return
+    commit = hub.publish(plan, report=lambda text: print(text, file=sys.stderr))
+    name = os.path.relpath(folder, root)
+    record_publication(root / "datasets" / "published.json", name, plan, publishable, commit)
+    _say(
+        {**told, "done": "published", "commit": commit},
+        f"{repo}: published as {plan.tag}, commit {commit}",
+        as_json,
+    )
+
+
 def _complain(error: BaseException, code: int) -> int:
     if os.environ.get("VENEER_DEBUG"):
         raise error

@@ -121,3 +121,16 @@ def _filter_names() -> Sequence[str]:
     from attackers.filters import FILTER_NAMES
 
     return FILTER_NAMES
+
+
+def publication_table(told: dict[str, Any]) -> str:
+    """The plan of a publication for a terminal."""
+    files: dict[str, int] = told["upload"]
+    lines = [
+        f"{told['repository']} ({told['kind']}, {'new, ' if told['create'] else ''}"
+        f"{told['visibility']}{', access on request' if told['gated'] else ''}), tag {told['tag']}",
+        f"upload {len(files)} files, {told['bytes'] / 1e6:.2f} MB; {told['unchanged']} are there",
+    ]
+    lines += [f"  {path}  {size:,} bytes" for path, size in sorted(files.items())]
+    lines += [f"  delete {path}" for path in told["delete"]]
+    return "\n".join(lines)
