@@ -197,6 +197,55 @@ def sheet_command(
     _say({"sheet": str(out)}, f"{out} written", as_json)
 
 
+@app.command("flow", rich_help_panel=TOOLS)
+def flow_command(
+    name: Annotated[
+        str,
+        typer.Argument(help="pretraining, attack_zoo, curation, poisoning, training or build."),
+    ],
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A running Prefect server; else a temporary one."),
+    ] = None,
+    max_parallel: Annotated[int, typer.Option(min=1, help="Stages at a time.")] = 2,
+    retries: Annotated[int, typer.Option(min=0, help="Of a stage that failed.")] = 2,
+    retry_delay: Annotated[
+        float, typer.Option(min=0, help="Seconds before the first retry; doubles.")
+    ] = 10,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="curation: wait for the annotators' votes.")
+    ] = False,
+    poll: Annotated[float, typer.Option(min=0.1, help="--wait: seconds between looks.")] = 300,
+    cron: Annotated[
+        str | None, typer.Option(help="Serve on this schedule instead of running now.")
+    ] = None,
+    root: RootOption = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """The stages as a Prefect flow: beside each other, retried, shown, in the order of DVC."""
+    from pipelines.flows import FlowFailed, run_flow
+    from pipelines.report import stages_table
+
+    more = {"wait": wait, "poll": poll} if name == "curation" else {}
+    if wait and not more:
+        raise ValueError(f"wait must be used with curation, got {name}")
+    try:
+        table = run_flow(
+            name,
+            server=server,
+            cron=cron,
+            root=str(root),
+            max_parallel=max_parallel,
+            retries=retries,
+            retry_delay=retry_delay,
+            **more,
+        )
+    except FlowFailed as error:
+        _say({"flow": name, "stages": error.table}, stages_table(error.table), as_json)
+        raise
+    _say({"flow": name, "stages": table}, stages_table(table), as_json)
+
+
 @app.command("publish", rich_help_panel=TOOLS)
 def publish_command(
     dataset: Annotated[
