@@ -246,6 +246,66 @@ def flow_command(
     _say({"flow": name, "stages": table}, stages_table(table), as_json)
 
 
+@app.command("doctor", rich_help_panel=TOOLS)
+def doctor_command(root: RootOption = ROOT, as_json: JsonOption = False) -> None:
+    """Versions, GPU, disk, extras and reachable servers; exit 1 when something would not work."""
+    from dataclasses import asdict
+
+    from pipelines.doctor import examine, known_servers
+
+    findings = examine(root, known_servers())
+    width = max(len(finding.what) for finding in findings)
+    lines = [f"{f.state:<8}  {f.what:<{width}}  {f.detail}" for f in findings]
+    _say({"findings": [asdict(f) for f in findings]}, "\n".join(lines), as_json)
+    if any(finding.state == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command("plan", rich_help_panel=TOOLS)
+def plan_command(
+    images: Annotated[int, typer.Option(min=1, help="Photographs.")] = 250_000,
+    victims: Annotated[int, typer.Option(min=1, help="Victims.")] = 26,
+    workers: Annotated[int, typer.Option(min=1, help="Workers of the simulated cluster.")] = 64,
+    height: Annotated[int, typer.Option(min=32, help="Pixels of a photograph.")] = 480,
+    width: Annotated[int, typer.Option(min=32, help="Pixels of a photograph.")] = 640,
+    gpu_factor: Annotated[
+        float | None, typer.Option(min=1, help="Assume that a GPU does what so many workers do.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Markdown file, else stdout.")] = None,
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
+) -> None:
+    """What a full-size run takes: costs measured here, the schedule simulated."""
+    from dataclasses import asdict
+
+    from pipelines.params import load_params
+    from pipelines.scale import measure, scale_page, simulate
+    from pipelines.shards import atomic_file
+
+    p = load_params(params)
+    side = (height, width)
+    costs = measure(p, side)
+    steps = simulate(costs, p, images=images, victims=victims, workers=workers)
+    factor = f" --gpu-factor {gpu_factor:g}" if gpu_factor else ""
+    page = scale_page(
+        costs,
+        steps,
+        p,
+        images=images,
+        victims=victims,
+        workers=workers,
+        side=side,
+        gpu_factor=gpu_factor,
+        command=f"veneer plan --params {params} --images {images} --victims {victims} "
+        f"--workers {workers}{factor} --out FILE",
+    )
+    if out is not None:
+        with atomic_file(out) as file:
+            file.write(page.encode())
+    told = {"costs": asdict(costs), "steps": [asdict(step) for step in steps]}
+    _say(told, f"{out} written" if out else page, as_json)
+
+
 @app.command("publish", rich_help_panel=TOOLS)
 def publish_command(
     dataset: Annotated[

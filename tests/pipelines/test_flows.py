@@ -25,7 +25,6 @@ STAGES = {
     "attack": ["perturb", "train_victim"],
     "evaluate": ["attack"],
     "poison": ["import"],
-    "backdoor": ["poison"],
     "curate": ["attack"],
     "annotate": ["curate"],
 }
@@ -84,8 +83,8 @@ def test_stages_come_after_those_they_need(dvc_project):
 
 def test_a_flow_takes_what_its_stages_need(dvc_project):
     stages = read_stages(dvc_project)
-    names = [stage.name for stage in with_needed(stages, ["backdoor"])]
-    assert names == ["import", "poison", "backdoor"]
+    names = [stage.name for stage in with_needed(stages, ["evaluate"])]
+    assert names == ["import", "perturb", "train_victim", "attack", "evaluate"]
     assert len(with_needed(stages, None)) == len(STAGES)
     with pytest.raises(InputError, match=r"dvc.yaml must have one of the stages scan, got import"):
         with_needed(stages, ["scan"])
@@ -151,13 +150,13 @@ def test_bad_input():
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A Prefect server of its own, without services and pages."""
+    """A Prefect server of its own, without pages; its services record the runs of tasks."""
     home = tmp_path_factory.mktemp("prefect")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "0"}
-    arguments = ["server", "start", "--no-services", "--no-ui", "--port", str(port)]
+    arguments = ["server", "start", "--no-ui", "--port", str(port)]
     process = subprocess.Popen(
         [sys.executable, "-m", "prefect", *arguments],
         env=environment,
@@ -225,7 +224,7 @@ def test_build_then_cached_then_one_failure(dvc_project, server):
         (dvc_project / f"in-{name}").write_text("changed")
     third = veneer(dvc_project, server, "build", "--retries", "1")
     assert third.returncode == 1
-    assert "1 of 9 stages failed (attack), 3 skipped" in third.stderr
+    assert "1 of 8 stages failed (attack), 3 skipped" in third.stderr
     told = statuses(third)
     assert {name for name, status in told.items() if status == "failed"} == {"attack"}
     skipped = {name for name, status in told.items() if status == "skipped"}
@@ -241,7 +240,15 @@ def check_server(url: str) -> None:
     def ask(what: str) -> list[dict]:
         return httpx.post(f"{url}/{what}/filter", json={"limit": 200}).json()
 
-    runs = ask("task_runs")
+    def settled() -> list[dict]:
+        runs = ask("task_runs")
+        return [run for run in runs if run["state_type"] in ("COMPLETED", "FAILED")]
+
+    end = time.monotonic() + 60  # the server records runs of tasks a moment later
+    while len(settled()) < 3 * len(STAGES) - 3 and time.monotonic() < end:
+        time.sleep(0.5)
+    runs = settled()
+    assert len(runs) == 3 * len(STAGES) - 3
     assert {run["name"] for run in runs} == set(STAGES)
     broken = [run for run in runs if run["state_type"] == "FAILED"]
     assert [(run["name"], run["run_count"]) for run in broken] == [("attack", 2)]
