@@ -39,8 +39,7 @@ class StageFailed(StageError):
     """A stage that ended with an error; `code` is its exit code, None when it was killed."""
 
     def __init__(self, stage: str, code: int | None, tail: Iterable[str]) -> None:
-        lines = [line for line in tail if line.strip()]
-        super().__init__(f"stage {stage} failed (exit {code}): {' | '.join(lines[-3:])}")
+        super().__init__(f"stage {stage} failed (exit {code}): {' | '.join([*tail][-3:])}")
         self.code = code
 
 
@@ -122,8 +121,9 @@ def run_stage(root: Path, name: str, say: Callable[[str], None]) -> Outcome:
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            lines.append(line.rstrip())
-            say(line.rstrip())
+            if line.strip():
+                lines.append(line.rstrip())
+                say(line.rstrip())
     text = "\n".join(lines)
     if process.returncode:
         found = re.search(r"exited with (-?\d+)", text)

@@ -1,5 +1,6 @@
 """Prefect flows over the stages of dvc.yaml: schedule, retry, show. DVC decides what is stale."""
 
+import datetime
 import json
 import os
 import re
@@ -221,8 +222,12 @@ def _link_reports(root: Path) -> None:
 
 
 def _flow(function: Callable[..., Any]) -> Any:
+    def run_name() -> str:
+        return f"{function.__name__} {datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
+
     return flow(
         name=function.__name__.replace("_", "-"),
+        flow_run_name=run_name,
         task_runner=ThreadPoolTaskRunner(max_workers=256),  # threads wait, slots limit
         log_prints=False,
         validate_parameters=True,
