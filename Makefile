@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# pip and the extras that tests and checks need; flows, ray, labelstudio come when asked for.
+# pip and the extras that tests and checks need; labelstudio, onnx and pyiqa come when asked for.
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -16,7 +16,7 @@ install: $(INSTALLED)  ## virtual environment with pinned packages
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,flows,onnx,ray]'
 	touch $@
 
 demo: install  ## from photographs to adversarial data sets with measured robustness
@@ -48,7 +48,7 @@ check: install  ## lint, format, types, imports
 	lint-imports
 
 bench: install  ## each claim of speed, both sides in one run
-	for script in filters adt generation shards perturb trigger curation annotation detector; do \
+	for script in filters adt generation shards perturb trigger curation annotation detector engine; do \
 		echo; echo "## $$script"; python benchmarks/$$script.py || exit 1; done
 
 livec: install  ## the table of the README on real photographs (../shared/livec or VENEER_LIVEC)

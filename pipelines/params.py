@@ -40,10 +40,21 @@ class _Section(BaseModel):
 
 
 class Source(_Section):
-    """Which photographs: an importer of pipelines.sources and its arguments."""
+    """Which photographs: an importer of pipelines.sources and its arguments.
+
+    `hf:<id or local folder>` stands for the source hf with this path.
+    """
 
     name: str
     options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_in_the_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and str(values.get("name", "")).startswith("hf:"):
+            path = values["name"].removeprefix("hf:")
+            return {"name": "hf", "options": {"path": path, **values.get("options", {})}}
+        return values
 
 
 class Splits(_Section):
@@ -70,13 +81,28 @@ class Import(_Section):
 
 
 class Engine(_Section):
-    """workers: processes that make shards. threads: torch threads of a training; they change
-    the order of sums, so they are a parameter and not the number of cores at hand. dtype: of the
-    latent spaces; auto takes bfloat16 where the processor multiplies it: about twice as fast."""
+    """kind: what runs the workers that make shards: this process, processes of this machine, or a
+    Ray cluster (extra `ray`). workers: their number. max_retries: of a shard whose worker died.
+    memory: MiB of a worker. address: of a running Ray cluster; null starts one on this machine.
+    gpus: of a Ray worker; null shares those of the cluster. None of these changes a byte.
+    threads: torch threads of a training; they change the order of sums, so they are a parameter
+    and not the number of cores at hand. dtype: of the latent spaces; auto takes bfloat16 where the
+    processor multiplies it: about twice as fast."""
 
+    kind: Literal["inline", "processes", "ray"] = "processes"
     workers: int = Field(2, ge=1)
+    max_retries: int = Field(2, ge=0)
+    memory: int | None = Field(None, ge=64)
+    address: str | None = None
+    gpus: float | None = Field(None, ge=0)
     threads: int = Field(2, ge=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @property
+    def shards(self) -> dict[str, Any]:
+        """Arguments of pipelines.engine.map_shards."""
+        names = {"workers", "max_retries", "memory", "address", "gpus"}
+        return {"engine": self.kind, **self.model_dump(include=names)}
 
 
 class VictimParams(_Section):
@@ -93,11 +119,14 @@ class VictimParams(_Section):
 
 class Perturb(_Section):
     """Forward process of the cold diffusion. per_filter: perturbed copies of each photograph per
-    filter, their steps drawn in turn. size: side in pixels at which they are stored."""
+    filter, their steps drawn in turn. filters: how many of the 14, drawn for each photograph; null
+    is all. limit: photographs of each split; held_out: of validation and of test, where fewer."""
 
     per_filter: int = Field(1, ge=1)
+    filters: int | None = Field(None, ge=1, le=14)
     shard_size: int = Field(256, ge=1)
     limit: int | None = Field(None, ge=1)
+    held_out: int | None = Field(None, ge=1)
 
 
 class ADTParams(_Section):
@@ -143,7 +172,7 @@ class Attack(_Section):
     validation subset of ART. refine: k score-only queries per image, 0 as in the paper.
     score_only: hide the victim's gradient and estimate it with `queries` calls per image.
     size: side in pixels of the pictures that the second stage trains on, best the victim's own;
-    null is the ADT's size.
+    null is the ADT's size. limit: photographs of the report split that are attacked.
     """
 
     victims: list[str] = Field(min_length=1)
@@ -162,6 +191,7 @@ class Attack(_Section):
     queries: int = Field(8, ge=2, multiple_of=2)
     shard_size: int = Field(32, ge=1)
     size: int | None = Field(None, ge=32)
+    limit: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _modes_have_objectives(self) -> Self:

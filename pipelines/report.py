@@ -201,3 +201,28 @@ def _filter_names() -> Sequence[str]:
     from attackers.filters import FILTER_NAMES
 
     return FILTER_NAMES
+
+
+def publication_table(told: dict[str, Any]) -> str:
+    """The plan of a publication for a terminal."""
+    files: dict[str, int] = told["upload"]
+    lines = [
+        f"{told['repository']} ({told['kind']}, {'new, ' if told['create'] else ''}"
+        f"{told['visibility']}{', access on request' if told['gated'] else ''}), tag {told['tag']}",
+        f"upload {len(files)} files, {told['bytes'] / 1e6:.2f} MB; {told['unchanged']} are there",
+    ]
+    lines += [f"  {path}  {size:,} bytes" for path, size in sorted(files.items())]
+    lines += [f"  delete {path}" for path in told["delete"]]
+    return "\n".join(lines)
+
+
+def stages_table(rows: list[dict[str, Any]]) -> str:
+    """What became of each stage of a flow, for a terminal."""
+    width = max([len(row["stage"]) for row in rows], default=0)
+    lines = []
+    for row in rows:
+        more = " ".join((row["note"] or row["metrics"]).split())
+        lines.append(
+            f"{row['stage']:<{width}}  {row['status']:<8}  {row['seconds']:7.1f} s  {more}"
+        )
+    return "\n".join(line.rstrip() for line in lines)

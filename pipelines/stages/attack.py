@@ -104,6 +104,7 @@ def run_attack(
         "dtype": dtype,
         "training": trained.path.name.rpartition("-")[2],
         "protocol": settings.protocol,
+        "limit": settings.limit,
     }
     inputs = {"clean": clean.content_sha256, "victim": victim_sha256(layout.victim(name))}
     mark = fingerprint(parameters=parameters, inputs=inputs, code=code_version(__name__, *_CODE))
@@ -111,6 +112,7 @@ def run_attack(
     work.create()
     split = splits_of(settings.protocol)[2]
     index = ShardIndex(layout.clean, [split])
+    chosen = sorted(index.records)[: settings.limit]  # keys are hashes: a random part
     jobs = [
         AttackJob(
             work=work,
@@ -123,14 +125,14 @@ def run_attack(
             objective=objective,
             refine=settings.refine,
         )
-        for i, keys in enumerate(batches_of(sorted(index.records), settings.shard_size))
+        for i, keys in enumerate(batches_of(chosen, settings.shard_size))
     ]
     pending = set(work.pending([job.name for job in jobs]))
     release_memory()
     map_shards(
         attack_shard,
         [job for job in jobs if job.name in pending],
-        workers=params.engine.workers,
+        **params.engine.shards,
         initializer=load_models,
         initargs=(trained.model, layout.victim(name), dtype),
         description=f"attack {name} {mode}",
@@ -141,7 +143,7 @@ def run_attack(
         out,
         [job.name for job in jobs],
         record=AESample,
-        n_in=len(index.records),
+        n_in=len(chosen),
         scale=clean.scale,
         card=Card(
             title=f"Adversarial examples against {name}, {mode}",

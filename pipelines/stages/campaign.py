@@ -8,10 +8,10 @@ from typing import Any
 from pipelines.annotation import push
 from pipelines.campaign import Inline, Links, LocalFiles, Plan, Storage, export_images, plan_tasks
 from pipelines.candidates import CandidateImages, read_pairs
-from pipelines.engine import reporter
 from pipelines.errors import InputError
 from pipelines.label_studio import from_environment
 from pipelines.params import Params
+from pipelines.progress import reporter
 from pipelines.stages.common import Layout
 
 DOCUMENT_ROOT = "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"  # the server's own variable
@@ -33,7 +33,9 @@ def push_campaign(
     images = CandidateImages(layout.root / "datasets", layout.candidates)
     tasks = plan_tasks(pairs, plan_of(params))
     with reporter("push", len(tasks), show=True, unit="tasks") as report:
-        return push(server, plan_of(params), tasks, images, storage, force=force, report=report)
+        return push(
+            server, plan_of(params), tasks, images, storage, force=force, report=report.done
+        )
 
 
 def export_campaign(params: Params, layout: Layout, out: Path) -> int:

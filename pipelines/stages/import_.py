@@ -55,12 +55,14 @@ def run_import(
     min_side: int,
     max_side: int | None = None,
     progress: bool = True,
+    **engine: Any,
 ) -> Manifest:
     """Import `source` with its `options` into the data set folder `out`.
 
     Pictures are stored as PNG at their own size, or with a longer side of at most `max_side`
     pixels; those smaller than `min_side` are rejected. `splits` are fractions, unless the source
-    prescribes splits. Finished shards in `work_root` are kept from an earlier run. Raises
+    prescribes splits. Finished shards in `work_root` are kept from an earlier run. `engine`: more
+    arguments of map_shards. Raises
     InputError for a bad argument or source, StageError when the disk or a worker fails.
     """
     _check(source, options, shard_size=shard_size, min_side=min_side, max_side=max_side)
@@ -90,7 +92,9 @@ def run_import(
     names = sorted(job.name for job in jobs)
     pending = set(work.pending(names))
     todo = [job for job in jobs if job.name in pending]
-    map_shards(import_shard, todo, workers=workers, description="import", progress=progress)
+    map_shards(
+        import_shard, todo, workers=workers, description="import", progress=progress, **engine
+    )
     return publish(
         work,
         out,

@@ -41,12 +41,13 @@ class PerturbJob:
     size: int
     steps: int
     per_filter: int
+    filters: int
     seed: int
 
     @property
     def count(self) -> int:
         """Images to be made."""
-        return len(self.keys) * len(FILTER_NAMES) * self.per_filter
+        return len(self.keys) * self.filters * self.per_filter
 
 
 def run_perturb(params: Params, layout: Layout, *, progress: bool = True) -> Manifest:
@@ -79,7 +80,7 @@ def run_perturb(params: Params, layout: Layout, *, progress: bool = True) -> Man
     map_shards(
         perturb_shard,
         [job for job in jobs if job.name in pending],
-        workers=params.engine.workers,
+        **params.engine.shards,
         description="perturb",
         progress=progress,
     )
@@ -109,6 +110,8 @@ def _jobs(work: WorkFolder, clean: Path, params: Params) -> list[PerturbJob]:
     for split in ("train", "validation", "test"):
         index = ShardIndex(clean, [split])
         keys = sorted(index.records)[: params.perturb.limit]
+        if split != "train":
+            keys = keys[: params.perturb.held_out]
         for i, some in enumerate(batches_of(keys, params.perturb.shard_size)):
             jobs.append(
                 PerturbJob(
@@ -119,10 +122,19 @@ def _jobs(work: WorkFolder, clean: Path, params: Params) -> list[PerturbJob]:
                     size=params.adt.size,
                     steps=params.adt.steps,
                     per_filter=params.perturb.per_filter,
+                    filters=params.perturb.filters or len(FILTER_NAMES),
                     seed=params.seed,
                 )
             )
     return jobs
+
+
+def _chosen(count: int, generator: torch.Generator) -> tuple[str, ...]:
+    """The filters of one photograph, in the order of the table; all of them draw nothing."""
+    if count == len(FILTER_NAMES):
+        return FILTER_NAMES
+    drawn = torch.randperm(len(FILTER_NAMES), generator=generator)[:count].sort().values
+    return tuple(FILTER_NAMES[int(i)] for i in drawn)
 
 
 @torch.no_grad()
@@ -136,7 +148,7 @@ def perturb_shard(job: PerturbJob) -> None:
         small = squash(to_tensor(pixels), job.size).unsqueeze(0).float() / 255
         generator = sample_generator(job.seed, STAGE, parent)
         first = int(torch.randint(0, job.steps, (1,), generator=generator))
-        for i, name in enumerate(FILTER_NAMES):
+        for i, name in enumerate(_chosen(job.filters, generator)):
             for copy in range(job.per_filter):
                 # Steps in turn over filters and copies: each occurs as often as the others.
                 step = 1 + (first + i + copy) % job.steps

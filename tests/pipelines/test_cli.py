@@ -151,7 +151,7 @@ def test_bad_input_is_one_sentence(fresh, capsys, arguments, words):
         ({"attack__lr": "fast"}, "attack.lr must be a valid number, got 'fast'"),
         ({"import__shard_size": "many"}, "import.shard_size must be a valid integer, got 'many'"),
         ({"seed": float("nan")}, "seed must be a valid integer, got nan"),
-        ({"source__name": "flickr"}, "source must be one of folder, livec, sample, got 'flickr'"),
+        ({"source__name": "flickr"}, "tad66k, got 'flickr'"),
         (
             {"source__name": "sample", "source__options": {"count": "many"}},
             "options of source sample must fit it",

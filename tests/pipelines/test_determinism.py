@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import tiny
 
+from pipelines.stages import perturb
 from pipelines.stages.attack import run_attack
-from pipelines.stages.perturb import run_perturb
+from pipelines.stages.perturb import PerturbJob, perturb_shard, run_perturb
 
 # The real command, but slow where a shard or an epoch is made, so that a kill finds it at work.
 SLOW_VENEER = """
@@ -113,6 +115,34 @@ def test_killed_attack_goes_on_where_it_was(project, tmp_path):
         undisturbed.layout.attacker("net", "restricted")
     )
     assert no_leftovers(killed)
+
+
+def deadly_perturb(job: PerturbJob) -> None:
+    """perturb_shard whose worker is killed once, in the middle of its third shard."""
+    mark = job.work.path.parent / "killed"
+    if job.name == "train-00002.tar" and not mark.exists():
+        mark.touch()
+        (job.work.path / f".{job.name}.1.tmp").write_bytes(b"half a shard")
+        os.kill(os.getpid(), signal.SIGKILL)
+    perturb_shard(job)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "processes",
+        pytest.param("ray", marks=pytest.mark.skipif(find_spec("ray") is None, reason="needs ray")),
+    ],
+)
+def test_killed_worker_changes_no_byte(project, tmp_path, monkeypatch, capsys, kind):
+    other = project.without_work(tmp_path / "p", "perturb")
+    whole = tiny.shard_hashes(project.layout.perturbed)
+    monkeypatch.setattr(perturb, "perturb_shard", deadly_perturb)
+    params = other.params(engine__workers=2, engine__kind=kind)
+    run_perturb(params, other.layout, progress=False)
+    assert "train-00002.tar: its worker died" in capsys.readouterr().err
+    assert tiny.shard_hashes(other.layout.perturbed) == whole
 
 
 @pytest.mark.slow

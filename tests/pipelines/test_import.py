@@ -185,7 +185,7 @@ def test_livec_counts_reconcile(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"source": "flickr"}, "source must be one of folder, livec, sample, got 'flickr'"),
+        ({"source": "flickr"}, "source must be one of ava, .*, tad66k, got 'flickr'"),
         ({"options": {"counts": 1}}, "must be among count, got 'counts'"),
         ({"source": "livec", "options": {}}, "must have root"),
         ({"shard_size": 0}, "shard_size must be at least 1"),

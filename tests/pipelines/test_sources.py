@@ -10,7 +10,6 @@ from PIL import Image
 from scipy.io import savemat
 
 from pipelines.errors import InputError
-from pipelines.sources import SOURCES
 from pipelines.sources.base import Photo, SourceItem, assign_splits, resolve_splits
 from pipelines.sources.distortions import DISTORTIONS
 from pipelines.sources.folder import folder
@@ -330,7 +329,3 @@ def test_livec_real_photographs():
     photos = {i.source_id: i for i in listing.items}
     scores = [photos[name].load().mos for name in list(photos)[:20]]
     assert all(0 <= score <= 100 for score in scores)
-
-
-def test_every_source_is_tested_here():
-    assert set(SOURCES) == {"folder", "livec", "sample"}

@@ -126,6 +126,19 @@ def test_copies_and_limit(project, tmp_path):
     assert all("#sharp-" in name for name in rejected["source_id"])
 
 
+def test_some_of_the_filters(project, index, tmp_path):
+    other = project.without_work(tmp_path / "p", "perturb")
+    params = other.params(perturb__filters=5, perturb__limit=4, perturb__held_out=1)
+    manifest = run_perturb(params, other.layout, progress=False)
+    assert manifest.counts.in_ == (4 + 1 + 1) * 5
+    rows = list(ShardIndex(other.layout.perturbed).records.values())
+    names = {r["parent_key"]: [] for r in rows}
+    for row in rows:
+        names[row["parent_key"]].append(row["filter"])
+    assert all(len(set(own)) == len(own) <= 5 for own in names.values())
+    assert len({tuple(sorted(own)) for own in names.values()}) > 1  # each its own
+
+
 def test_shard_size_changes_no_sample(project, index, tmp_path):
     other = project.without_work(tmp_path / "p", "perturb")
     run_perturb(other.params(perturb__shard_size=100), other.layout, progress=False)

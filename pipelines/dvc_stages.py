@@ -1,0 +1,157 @@
+"""The stages of dvc.yaml as DVC itself reports them, and how one of them is run."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import InputError, StageError
+
+USAGE = 2  # exit code of a command that was called wrongly: no retry will help
+_TAIL = 15  # lines of output that an error shows
+_METRICS = 4  # numbers of a stage in the table
+
+
+@dataclass(frozen=True)
+class DvcStage:
+    """A stage: the names of those it needs, and its files of metrics."""
+
+    name: str
+    needs: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a stage. status: ran, cached (nothing to do), restored (from DVC's cache)."""
+
+    stage: str
+    status: str
+    seconds: float
+
+
+class StageFailed(StageError):
+    """A stage that ended with an error; `code` is its exit code, None when it was killed."""
+
+    def __init__(self, stage: str, code: int | None, tail: Iterable[str]) -> None:
+        super().__init__(f"stage {stage} failed (exit {code}): {' | '.join([*tail][-3:])}")
+        self.code = code
+
+
+def read_stages(root: Path) -> list[DvcStage]:
+    """All stages in an order in which each comes after those it needs.
+
+    InputError where there is no DVC project or its dvc.yaml is wrong.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        repo = Repo(str(root))
+        graph = repo.index.graph
+    except DvcException as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"root must be a DVC project, got {root} ({text})") from None
+    stages: dict[str, DvcStage] = {}
+
+    def visit(node: Any) -> None:
+        name = _name(node)
+        if name in stages:
+            return
+        above = sorted(
+            (other for other in graph.successors(node) if not other.is_data_source), key=_name
+        )
+        for other in above:
+            visit(other)
+        metrics = tuple(str(out.def_path) for out in node.outs if out.metric)
+        stages[name] = DvcStage(name, tuple(_name(other) for other in above), metrics)
+
+    for node in graph.nodes:  # in the order of dvc.yaml
+        if not node.is_data_source:  # a .dvc file: data that no command makes
+            visit(node)
+    return list(stages.values())
+
+
+def _name(node: Any) -> str:
+    """What `dvc repro` calls a stage from the root of the project."""
+    file = str(node.path_in_repo)
+    return str(node.name) if file == "dvc.yaml" else f"{file}:{node.name}"
+
+
+def with_needed(stages: Iterable[DvcStage], names: Iterable[str] | None) -> list[DvcStage]:
+    """The stages of these names (before the @) and all that they need; None: every stage."""
+    every = {stage.name: stage for stage in stages}
+    if names is None:
+        return list(every.values())
+    wanted = set(names)
+    todo = [stage for stage in every.values() if stage.name.partition("@")[0] in wanted]
+    if not todo:
+        raise InputError(
+            f"dvc.yaml must have one of the stages {', '.join(sorted(wanted))}, got "
+            f"{', '.join(every)}"
+        )
+    keep: set[str] = set()
+    while todo:
+        stage = todo.pop()
+        keep.add(stage.name)
+        todo += [every[name] for name in stage.needs if name not in keep]
+    return [stage for stage in every.values() if stage.name in keep]
+
+
+def run_stage(root: Path, name: str, say: Callable[[str], None]) -> Outcome:
+    """`dvc repro --single-item`, beside others of its kind. Raises StageFailed.
+
+    say: is given each line that DVC and the stage print.
+    """
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    began = time.monotonic()
+    lines: list[str] = []
+    with subprocess.Popen(
+        command,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip():
+                lines.append(line.rstrip())
+                say(line.rstrip())
+    text = "\n".join(lines)
+    if process.returncode:
+        found = re.search(r"exited with (-?\d+)", text)
+        raise StageFailed(name, int(found[1]) if found else None, lines[-_TAIL:])
+    status = "cached"
+    if "is cached - skipping run" in text:
+        status = "restored"
+    elif re.search(r"^Running stage", text, re.MULTILINE):
+        status = "ran"
+    return Outcome(name, status, time.monotonic() - began)
+
+
+def metrics_of(root: Path, stage: DvcStage) -> str:
+    """The first numbers of a stage's metrics, in a line."""
+    found: list[str] = []
+    for name in stage.metrics:
+        try:
+            values = json.loads((root / name).read_text())
+        except (OSError, json.JSONDecodeError):
+            continue
+        found += _numbers(values)
+    return ", ".join(found[:_METRICS])
+
+
+def _numbers(values: Any, where: str = "") -> list[str]:
+    if isinstance(values, dict):
+        inner = [_numbers(v, f"{where}.{k}" if where else str(k)) for k, v in values.items()]
+        return [text for texts in inner for text in texts]
+    if isinstance(values, (int, float)) and not isinstance(values, bool):
+        return [f"{where} {values:.4g}"]
+    return []

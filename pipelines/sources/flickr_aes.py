@@ -1,0 +1,96 @@
+"""FLICKR-AES: photographs with the rating of each worker, for general and personal models."""
+
+import hashlib
+from pathlib import Path
+
+import pandas as pd
+
+from pipelines.errors import InputError
+from pipelines.provenance import ScaleInfo
+from pipelines.sources.base import SourceListing, named
+from pipelines.sources.listed import Row, listing, picture_folder, read_csv
+
+RATINGS = "FLICKR-AES_image_labeled_by_each_worker.csv"
+
+SCALE = ScaleInfo(
+    low=1.0,
+    high=5.0,
+    label_source="human",
+    license="FLICKR-AES: photographs under Creative Commons licences of their authors on Flickr",
+    attribution=(
+        "FLICKR-AES, Adobe Research and Rutgers University; photographs by their authors on "
+        "Flickr. Cite: J. Ren, X. Shen, Z. Lin, R. Mech and D.J. Foran, Personalized Image "
+        "Aesthetics, ICCV 2017."
+    ),
+)
+
+
+def flickr_aes(
+    seed: int,
+    *,
+    root: str,
+    worker: str | None = None,
+    test_workers: int = 37,
+    validation: float = 0.05,
+    allow_missing: bool = False,
+    limits: dict[str, int] | None = None,
+) -> SourceListing:
+    """The rated photographs under `root`/40K (or images), MOS = mean of the workers' 1 to 5.
+
+    The authors hold out 37 of 210 workers and test on the photographs these rated, but publish no
+    list of them: `test_workers` workers are chosen by `seed`. worker: only the photographs that
+    this one rated, with the own rating as score (a personal data set, `import.splits` divides it).
+    validation: share of the other photographs that becomes a split of its own. limits: see
+    listing.
+    """
+    folder = Path(root)
+    table = ratings(folder)
+    pictures = picture_folder(folder, ("40K", "images"), "root")
+    if worker is not None:
+        if worker not in set(table["worker"]):
+            raise InputError(f"worker must be one of those in {folder / RATINGS}, got {worker!r}")
+        table = table[table["worker"] == worker]
+        chosen: set[str] | None = None
+    else:
+        chosen = set(table["image"][table["worker"].isin(held_out(table, test_workers, seed))])
+    rows = []
+    for name, scores in table.groupby("image", sort=True)["score"]:
+        image = str(name)
+        split = None if chosen is None else "test" if image in chosen else "train"
+        mos, spread = float(scores.mean()), float(scores.std(ddof=0))
+        rows.append(Row(image, pictures / image, mos, spread, len(scores), split))
+    return listing(
+        rows,
+        SCALE,
+        seed=seed,
+        what=str(folder / RATINGS),
+        allow_missing=allow_missing,
+        validation=None if chosen is None else validation,
+        limits=limits,
+    )
+
+
+def ratings(root: Path) -> pd.DataFrame:
+    """Every rating: worker, image, score (1 to 5). What a personal model learns a taste from."""
+    path = root / RATINGS
+    table = read_csv(path, ("worker", "imagePair", "score"), "root")
+    table = table.rename(columns={"imagePair": "image"})
+    scores = pd.to_numeric(table["score"], errors="coerce")
+    bad = table[~scores.between(SCALE.low, SCALE.high)]
+    if len(bad):
+        faults = [f"{row.worker} {row.image}: {row.score}" for row in bad.itertuples()]
+        raise InputError(f"score in {path} must be in [1, 5], got others: {named(faults)}")
+    return table.assign(score=scores.astype(float))
+
+
+def held_out(table: pd.DataFrame, count: int, seed: int) -> list[str]:
+    """The workers whose photographs are tested on, chosen by `seed`."""
+    workers = sorted(
+        set(table["worker"]), key=lambda w: hashlib.sha256(f"{seed}\0{w}".encode()).digest()
+    )
+    if not 0 < count < len(workers):
+        raise InputError(
+            f"test_workers must be from 1 to {len(workers) - 1}, one less than the workers there "
+            f"are, got {count}"
+        )
+    return workers[:count]
