@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import imagehash
 import numpy as np
@@ -55,11 +56,12 @@ def hash_shard(job: HashJob) -> None:
 
 
 def hash_folders(
-    folders: Iterable[Path], cache: Path, *, workers: int, progress: bool = True
+    folders: Iterable[Path], cache: Path, *, progress: bool = True, **engine: Any
 ) -> dict[Path, list[Path]]:
     """Hash files of each data set folder, made where they are not in `cache`.
 
     They are named by the SHA-256 of the shard, so a shard is hashed once, by whichever run.
+    engine: arguments of map_shards: kind, workers and company.
     """
     mark = fingerprint(code=code_version(__name__, "pipelines.images"), lib=version("imagehash"))
     cache = cache / mark[:16]
@@ -77,7 +79,7 @@ def hash_folders(
             if not out.exists():
                 jobs[out] = HashJob(folder / "data" / shard.name, out, shard.samples)
     todo: Sequence[HashJob] = list(jobs.values())
-    map_shards(hash_shard, todo, workers=workers, description="hash", progress=progress)
+    map_shards(hash_shard, todo, **engine, description="hash", progress=progress)
     return files
 
 

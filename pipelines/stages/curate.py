@@ -66,7 +66,7 @@ def run_curate(
     files = hash_folders(
         [layout.clean, *folders],
         layout.work / "hashes",
-        workers=params.engine.workers,
+        **params.engine.shards,
         progress=progress,
     )
     curated = curate(

@@ -113,7 +113,7 @@ def run_poison(
     map_shards(
         poison_shard,
         [job for job in jobs if job.name in pending],
-        workers=params.engine.workers,
+        **params.engine.shards,
         initializer=load_models,
         initargs=(layout.trigger, surrogate),
         description=f"poison {scheme}",
