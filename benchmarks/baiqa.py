@@ -7,17 +7,17 @@ where the parameters say.
 """
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
+
+from _livec import import_photographs
 
 from pipelines.cli import run
 from pipelines.params import Params, load_params
 from pipelines.report import backdoor_table
 from pipelines.stages.backdoor import run_backdoor
 from pipelines.stages.common import Layout
-from pipelines.stages.import_ import run_import
 from pipelines.stages.poison import run_poison
 from pipelines.stages.search_trigger import run_search_trigger
 
@@ -49,24 +49,6 @@ def variant(params: Params, layout: Layout, kind: str, defended: bool) -> tuple[
     return params.model_copy(update={"trigger": section, "backdoor": backdoor}), Layout(root)
 
 
-def prepare(params: Params, layout: Layout) -> None:
-    """The photographs, once for all rows."""
-    options = dict(params.source.options)
-    if "VENEER_LIVEC" in os.environ and params.source.name == "livec":
-        options["root"] = os.environ["VENEER_LIVEC"]
-    run_import(
-        source=params.source.name,
-        options=options,
-        out=layout.clean,
-        work_root=layout.work,
-        splits=params.import_.splits.model_dump(),
-        seed=params.seed,
-        shard_size=params.import_.shard_size,
-        workers=params.engine.workers,
-        min_side=params.import_.min_side,
-    )
-
-
 def main() -> None:
     """Run the rows named, print each when it is done and the table at the end."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -78,7 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     params, layout = load_params(arguments.params), Layout(arguments.root)
     victim = arguments.victim or params.section("backdoor").victims[0]
-    prepare(params, layout)
+    import_photographs(params, layout)
     table = {}
     for row in arguments.rows:
         began = time.perf_counter()

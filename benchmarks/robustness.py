@@ -6,10 +6,11 @@ only prints. The photographs are looked for in $VENEER_LIVEC, else where the par
 """
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
+
+from _livec import import_photographs
 
 from pipelines.cli import run
 from pipelines.params import Params, load_params
@@ -17,7 +18,6 @@ from pipelines.report import pretrain_table, robustness_table
 from pipelines.stages.attack import run_attack
 from pipelines.stages.common import Layout
 from pipelines.stages.evaluate import run_evaluate
-from pipelines.stages.import_ import run_import
 from pipelines.stages.perturb import run_perturb
 from pipelines.stages.pretrain import run_pretrain
 from pipelines.stages.train_victim import run_train_victim
@@ -46,20 +46,7 @@ def beside(layout: Layout, name: str) -> Layout:
 
 def prepare(params: Params, layout: Layout) -> None:
     """Data and victims, once for all variants."""
-    options = dict(params.source.options)
-    if "VENEER_LIVEC" in os.environ and params.source.name == "livec":
-        options["root"] = os.environ["VENEER_LIVEC"]
-    run_import(
-        source=params.source.name,
-        options=options,
-        out=layout.clean,
-        work_root=layout.work,
-        splits=params.import_.splits.model_dump(),
-        seed=params.seed,
-        shard_size=params.import_.shard_size,
-        workers=params.engine.workers,
-        min_side=params.import_.min_side,
-    )
+    import_photographs(params, layout)
     for name in params.attack.victims:
         report = layout.reports / "victims" / f"{name}.json"
         if not report.exists():

@@ -1,0 +1,100 @@
+"""`veneer annotate`: a stage, and the labelling campaign before it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.common import PARAMS, ROOT, JsonOption, ParamsOption, RootOption, say, setup
+
+app = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
+
+
+@app.callback()
+def annotate_command(
+    context: typer.Context,
+    params: ParamsOption = PARAMS,
+    root: RootOption = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Votes become opinion scores: annotations/labels; or push, status, pull of a campaign.
+
+    The commands talk to the Label Studio server of LABEL_STUDIO_URL (default
+    http://localhost:8080) with the token of LABEL_STUDIO_API_KEY.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    p, layout = setup(params, root)
+    from pipelines.report import annotation_table
+    from pipelines.stages.annotate import run_annotate
+
+    report = run_annotate(p, layout)
+    say(report, annotation_table(report), as_json)
+
+
+@app.command("push")
+def push_command(
+    params: ParamsOption = PARAMS,
+    root: RootOption = ROOT,
+    urls: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Addresses (key,url), e.g. presigned; see --export."),
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Only write the pictures there, to be uploaded."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the label config again if it was edited.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Create or update the project and add the tasks that are not there yet."""
+    p, layout = setup(params, root)
+    from pipelines.stages.campaign import export_campaign, push_campaign
+
+    if export is not None:
+        count = export_campaign(p, layout, export)
+        say({"images": count, "folder": str(export)}, f"{export}: {count} images", as_json)
+        return
+    told = push_campaign(p, layout, urls=urls, force=force)
+    text = (
+        f"{told['url']}: {told['tasks']} tasks, {told['added']} added, {told['there']} there "
+        f"before, {told['duplicates_removed']} duplicates removed"
+    )
+    say(told, text, as_json)
+
+
+@app.command("status")
+def status_command(params: ParamsOption = PARAMS, as_json: JsonOption = False) -> None:
+    """Progress of the campaign and of each annotator."""
+    from pipelines.annotation import status
+    from pipelines.label_studio import from_environment
+    from pipelines.params import load_params
+    from pipelines.report import campaign_table
+
+    told = status(from_environment(), load_params(params).campaign.name)
+    say(told, campaign_table(told), as_json)
+
+
+@app.command("pull")
+def pull_command(
+    params: ParamsOption = PARAMS,
+    root: RootOption = ROOT,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read every task again, not only what changed.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch new, changed and deleted votes, check them: annotations/3ae.parquet."""
+    p, layout = setup(params, root)
+    from pipelines.annotation import pull
+    from pipelines.label_studio import from_environment
+
+    told = pull(from_environment(), p.campaign.name, layout.votes, everything=full)
+    lines = [
+        f"{layout.votes}: {told['votes']} votes ({told['new']} new), {told['valid']} count"
+        + ("" if told["changed"] else "; nothing changed")
+    ]
+    lines += [f"  {n} do not: {reason}" for reason, n in told["invalid"].items()]
+    say(told, "\n".join(lines), as_json)

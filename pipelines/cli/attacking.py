@@ -1,0 +1,124 @@
+"""Commands of the stages from photographs to chosen adversarial examples."""
+
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.common import (
+    PARAMS,
+    ROOT,
+    STAGES,
+    JsonOption,
+    ParamsOption,
+    RootOption,
+    say,
+    say_counts,
+    setup,
+)
+
+app = typer.Typer()
+
+
+@app.command("import", rich_help_panel=STAGES)
+def import_command(
+    params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
+) -> None:
+    """Photographs of a source become datasets/clean."""
+    p, layout = setup(params, root)
+    from pipelines.stages.import_ import run_import
+
+    manifest = run_import(
+        source=p.source.name,
+        options=p.source.options,
+        out=layout.clean,
+        work_root=layout.work,
+        splits=p.import_.splits.model_dump(),
+        seed=p.seed,
+        shard_size=p.import_.shard_size,
+        **p.engine.shards,
+        min_side=p.import_.min_side,
+    )
+    say_counts(manifest, layout.clean, as_json)
+
+
+@app.command("train_victim", rich_help_panel=STAGES)
+def train_victim_command(
+    victim: Annotated[str, typer.Argument(help="Name under `victims` in the parameters.")],
+    params: ParamsOption = PARAMS,
+    root: RootOption = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """A model that scores pictures is trained on datasets/clean."""
+    p, layout = setup(params, root)
+    p.victim(victim)
+    from pipelines.stages.train_victim import run_train_victim
+
+    report = run_train_victim(p, layout, victim)
+    srcc = {
+        split: "n/a" if report[split]["srcc"] is None else f"{report[split]['srcc']:.3f}"
+        for split in ("validation", "test")
+    }
+    say(
+        report,
+        f"{layout.victim(victim)}: SRCC {srcc['validation']} on validation, {srcc['test']} on test",
+        as_json,
+    )
+
+
+@app.command("perturb", rich_help_panel=STAGES)
+def perturb_command(
+    params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
+) -> None:
+    """Photographs are perturbed by single filters: datasets/pretrain."""
+    p, layout = setup(params, root)
+    from pipelines.stages.perturb import run_perturb
+
+    say_counts(run_perturb(p, layout), layout.perturbed, as_json)
+
+
+@app.command("pretrain", rich_help_panel=STAGES)
+def pretrain_command(
+    params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
+) -> None:
+    """First stage of DA3Attacker: each latent space learns to undo its filter."""
+    p, layout = setup(params, root)
+    from pipelines.report import pretrain_table
+    from pipelines.stages.pretrain import run_pretrain
+
+    report = run_pretrain(p, layout)
+    say(report, pretrain_table(report), as_json)
+
+
+@app.command("attack", rich_help_panel=STAGES)
+def attack_command(
+    victim: Annotated[str, typer.Argument(help="Name under `victims` in the parameters.")],
+    mode: Annotated[str, typer.Argument(help="restricted or unrestricted.")],
+    params: ParamsOption = PARAMS,
+    root: RootOption = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Second stage against one victim, then its adversarial examples: datasets/aes."""
+    p, layout = setup(params, root)
+    p.victim(victim)
+    from pipelines.stages.attack import run_attack
+
+    manifest = run_attack(p, layout, victim, p.mode(mode))
+    say_counts(manifest, layout.examples(victim, mode), as_json)
+
+
+@app.command("curate", rich_help_panel=STAGES)
+def curate_command(
+    params: ParamsOption = PARAMS,
+    root: RootOption = ROOT,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would stay and why the rest goes.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Adversarial examples worth a human's time are chosen: annotations/candidates."""
+    p, layout = setup(params, root)
+    from pipelines.report import curation_table
+    from pipelines.stages.curate import run_curate
+
+    report = run_curate(p, layout, dry_run=dry_run)
+    say(report, curation_table(report), as_json)

@@ -1,0 +1,95 @@
+"""Commands of the stages from annotated examples to models that resist."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.common import (
+    PARAMS,
+    ROOT,
+    STAGES,
+    JsonOption,
+    ParamsOption,
+    RootOption,
+    say,
+    say_counts,
+    setup,
+)
+
+app = typer.Typer()
+
+
+@app.command("package", rich_help_panel=STAGES)
+def package_command(
+    params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
+) -> None:
+    """Annotated adversarial examples become datasets/3ae, as Parquet with both pictures."""
+    p, layout = setup(params, root)
+    from pipelines.stages.package import run_package
+
+    say_counts(run_package(p, layout), layout.annotated, as_json)
+
+
+@app.command("train_detector", rich_help_panel=STAGES)
+def train_detector_command(
+    params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
+) -> None:
+    """A small network learns from datasets/3ae to tell adversarial examples: models/detector."""
+    p, layout = setup(params, root)
+    from pipelines.stages.train_detector import detector_table, run_train_detector
+
+    report = run_train_detector(p, layout)
+    say(report, detector_table(report), as_json)
+
+
+@app.command("finetune", rich_help_panel=STAGES)
+def finetune_command(
+    victim: Annotated[
+        str, typer.Argument(help="Name under `victims` in the parameters, or module:callable.")
+    ] = "",
+    named: Annotated[str, typer.Option("--victim", help="The same, as an option.")] = "",
+    data: Annotated[
+        str, typer.Option("--data", help="3AE: a folder or a Hub id (for module:callable).")
+    ] = "datasets/3ae",
+    clean: Annotated[
+        str | None, typer.Option("--clean", help="The photographs, if 3AE does not hold them.")
+    ] = None,
+    scale: Annotated[
+        tuple[float, float], typer.Option("--scale", help="Ends of the scale of the scores.")
+    ] = (0.0, 10.0),
+    size: Annotated[int, typer.Option("--size", min=32, help="Side of its input, pixels.")] = 224,
+    out: Annotated[Path, typer.Option("--out", help="Where a module:callable is written.")] = Path(
+        "models/finetuned/model"
+    ),
+    params: ParamsOption = PARAMS,
+    root: RootOption = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """A model learns from datasets/3ae to resist: models/finetuned, reports/finetune."""
+    p, layout = setup(params, root)
+    name = victim or named
+    from pipelines.stages.finetune import finetune_model, finetune_table, run_finetune
+
+    if ":" in name:
+        from victims.base import ScoreScale
+
+        ends = ScoreScale.of(*scale)
+        report = finetune_model(name, data, out, ends, p, clean, size)
+    else:
+        p.victim(name)
+        report = run_finetune(p, layout, name, data=data)
+    say(report, finetune_table(report), as_json)
+
+
+@app.command("evaluate", rich_help_panel=STAGES)
+def evaluate_command(
+    params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
+) -> None:
+    """Stored examples are read back and scored again: reports/robustness.json."""
+    p, layout = setup(params, root)
+    from pipelines.report import robustness_table
+    from pipelines.stages.evaluate import run_evaluate
+
+    report = run_evaluate(p, layout)
+    say(report, robustness_table(report), as_json)

@@ -1,0 +1,65 @@
+"""Sections of 3AE: which examples are annotated, how, and the published set."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipelines.params.section import Section
+from pipelines.params.sources import Splits
+
+
+class CurationSplits(Splits):
+    """Shares of the photographs in each split of 3AE."""
+
+    train: float = Field(0.8, gt=0, lt=1)
+    validation: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.1, gt=0, lt=1)
+
+
+class Curate(Section):
+    """Which adversarial examples are annotated.
+
+    target: how many at most, balanced over victim, mode and score bin; null is all.
+    per_photograph: of one photograph at most. bins: of the adversarial score over its scale.
+    phash_distance, colour_distance: bits (of 64 and 42) that near-duplicates differ in at most.
+    """
+
+    target: int | None = Field(60000, ge=1)
+    per_photograph: int = Field(12, ge=1)
+    bins: int = Field(10, ge=1, le=1000)
+    phash_distance: int = Field(4, ge=0, le=31)
+    colour_distance: int = Field(3, ge=0, le=42)
+    splits: CurationSplits = CurationSplits()
+
+
+class Annotate(Section):
+    """Opinion scores. min_votes: images with fewer stay out. labels: human, or simulated where
+    there are no votes at all. screen: leave out annotators as ITU-R BT.500 does, and those whose
+    correlation with the others is below min_correlation (null: that rule is off). bootstrap:
+    resamples for the intervals of the agreement."""
+
+    labels: Literal["human", "simulated"] = "human"
+    min_votes: int = Field(3, ge=1)
+    screen: bool = True
+    min_correlation: float | None = Field(0.2, ge=-1, le=1)
+    bootstrap: int = Field(1000, ge=0)
+
+
+class Campaign(Section):
+    """Labelling campaign in Label Studio. name: finds the project again. votes: wanted per image.
+    gold, repeats: shares of control items and of items asked twice. images: inline (in the task),
+    local (folder of the server) or url (url_template with {key}, or addresses given to push)."""
+
+    name: str = Field("veneer 3AE", min_length=3, max_length=50, pattern=r"^[\w .,:()-]+$")
+    votes: int = Field(5, ge=1)
+    gold: float = Field(0.05, ge=0, le=1)
+    repeats: float = Field(0.05, ge=0, le=1)
+    images: Literal["inline", "local", "url"] = "inline"
+    url_template: str | None = Field(None, pattern=r"^https?://\S*\{key\}\S*$")
+    artefacts: list[str] = ["colour", "exposure", "contrast", "blur", "noise", "edges", "texture"]
+
+
+class Package(Section):
+    """Published data set. shard_size: samples per Parquet file."""
+
+    shard_size: int = Field(2000, ge=1)

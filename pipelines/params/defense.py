@@ -1,0 +1,31 @@
+"""Sections of what defends: the detector and adversarial fine-tuning."""
+
+from pydantic import Field
+
+from pipelines.params.attack import Mode
+from pipelines.params.section import Section
+
+
+class DetectorParams(Section):
+    """AE detector, arguments of defenders.detector.train_detector. robust: also train with JPEG
+    and half-size copies. leave_one_out: also train once without each victim."""
+
+    epochs: int = Field(20, ge=1)
+    crop: int = Field(96, ge=32)
+    batch_size: int = Field(32, ge=2)
+    lr: float = Field(3e-3, gt=0)
+    robust: bool = True
+    leave_one_out: bool = True
+    onnx: bool = True
+
+
+class FinetuneParams(Section):
+    """Adversarial fine-tuning, arguments of defenders.finetuning.finetune. victims: each is a DVC
+    stage. retrain: also train a new attacker, of these modes, against the fine-tuned victim."""
+
+    victims: list[str] = []
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(16, ge=1)
+    lr: float = Field(1e-4, gt=0)
+    clean_share: float = Field(0.5, gt=0, lt=1)
+    retrain: list[Mode] = ["unrestricted"]
