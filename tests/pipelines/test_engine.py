@@ -200,7 +200,12 @@ def test_no_orphans(tmp_path, sent):
     script = tmp_path / "script.py"
     script.write_text(code)
     command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.DEVNULL,
+        # A suite that runs in the background of a script inherits a SIGINT that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     try:
         children = []
         while len(children) < 2:
