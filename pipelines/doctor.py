@@ -27,7 +27,6 @@ CORE = (
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "flows": (("prefect", "fastapi"), "veneer flow"),
     "ray": (("ray",), "engine.kind: ray"),
-    "labelstudio": (("label-studio-sdk",), "annotation campaigns"),
     "onnx": (("onnx", "onnxruntime"), "detector export, ONNX victims"),
     "pyiqa": (("pyiqa",), "pyiqa:<metric> victims; its licence is PolyForm Noncommercial"),
 }
