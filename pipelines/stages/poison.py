@@ -299,7 +299,7 @@ def _publish_blind(out: Path, shards: dict[str, list[Shard]], publish: Any) -> N
             answers.append({name: fields[name] for name in SECRET})
             shown = {name: fields[name] for name in BlindSample.model_fields}
             # The name of the file would lead to the clean photograph.
-            shown |= {"parent_key": None, "source_id": sample.key}
+            shown |= {"parent_key": None, "photograph": None, "source_id": sample.key}
             yield build_record(BlindSample, **shown), images
 
     blind = out.with_name(f"{out.name}-blind")
