@@ -9,9 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from victims.base import ScoreScale
+from victims.base import ScoreScale, hold_statistics
 from victims.metrics import rmse, srcc
 
 Scored = tuple[Sequence[Tensor], Sequence[float]]
@@ -64,7 +63,8 @@ def finetune(
                     np.resize(rng.permutation(len(clean[0])), steps * per_batch),
                     np.resize(rng.permutation(len(adversarial[0])), steps * others),
                 )
-                _train_mode(model)
+                model.train()
+                hold_statistics(model)
                 for step in range(steps):
                     images, mos = _batch(clean, orders[0], step, per_batch)
                     more, more_mos = _batch(adversarial, orders[1], step, others)
@@ -115,13 +115,6 @@ def _validate(model: nn.Module, clean: Scored, adversarial: Scored) -> dict[str,
         "rmse": rmse(scores, clean[1]),
         "rmse_adversarial": rmse(scores_of(model, adversarial[0]), adversarial[1]),
     }
-
-
-def _train_mode(model: nn.Module) -> None:
-    model.train()
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()
 
 
 def _batch(data: Scored, order: Any, step: int, size: int) -> tuple[list[Tensor], list[float]]:

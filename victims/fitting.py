@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from victims.base import hold_statistics
 from victims.nima import Nima
 
 Batches = Iterator[tuple[Tensor, Tensor, Tensor]]
@@ -60,9 +60,7 @@ class FullTask:
         """Go to training mode."""
         self.model.train()
         if self.freeze_batchnorm:
-            for module in self.model.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            hold_statistics(self.model)
 
     def batches(self, generator: torch.Generator) -> Batches:
         """One epoch of (logits, mos, std), in the order that the generator draws."""

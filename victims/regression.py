@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from victims.base import hold_statistics
 from victims.crops import crop_scores, enlarge, random_crops, spread_corners
 from victims.metrics import agreement
 from victims.quality import QualityModel
@@ -201,9 +201,7 @@ def _start_epoch(model: QualityModel, phase: Phase) -> None:
             parameter.requires_grad_(False)
     else:
         model.backbone.requires_grad_(False)
-    for module in model.backbone.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()
+    hold_statistics(model.backbone)
 
 
 def mean_scores(model: QualityModel, images: Sequence[Tensor]) -> Tensor:
