@@ -36,13 +36,13 @@ try:
         update_progress_artifact,
     )
     from prefect.cache_policies import NO_CACHE
+    from prefect.client.schemas.objects import State
     from prefect.futures import PrefectFuture
     from prefect.settings import (
         PREFECT_API_URL,
         PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
         temporary_settings,
     )
-    from prefect.states import State
     from prefect.task_runners import ThreadPoolTaskRunner
 except ImportError:
     raise InputError("flows need the extra `flows`: pip install 'veneer[flows]'") from None
@@ -143,7 +143,8 @@ def wait_for_annotators(root: Path, poll: float, limit: float) -> dict[str, Any]
     """Until the campaign has its votes, as `veneer annotate status` counts them."""
     logger = get_run_logger()
     _annotate(root, "push")
-    artifact = create_progress_artifact(0.0, key="annotation", description="Votes of the campaign")
+    # typed for flows that are async as well; this one is not
+    artifact: Any = create_progress_artifact(0.0, "annotation", description="Votes of the campaign")
     end = time.monotonic() + limit
     while True:
         told: dict[str, Any] = json.loads(_annotate(root, "status", "--json"))
@@ -222,13 +223,16 @@ def _link_reports(root: Path) -> None:
 
 
 def _flow(function: Callable[..., Any]) -> Any:
+    # threads wait, slots limit; prefect types its runners as invariant
+    runner: Any = ThreadPoolTaskRunner(max_workers=256)
+
     def run_name() -> str:
         return f"{function.__name__} {datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
 
     return flow(
         name=function.__name__.replace("_", "-"),
         flow_run_name=run_name,
-        task_runner=ThreadPoolTaskRunner(max_workers=256),  # threads wait, slots limit
+        task_runner=runner,
         log_prints=False,
         validate_parameters=True,
     )(function)
