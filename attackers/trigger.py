@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from attackers.dct import BANDS, BLOCK, band_mask, idct2, ycbcr_to_rgb
+from attackers.projections import at_once
 from victims.base import check_images
 
 ORIGINS = ("top-left", "centred")
@@ -96,8 +97,12 @@ class Trigger:
             tile = tile.roll(shift, dims=(1, 2))
         tiles = tile.repeat(1, -(-height // BLOCK), -(-width // BLOCK))[:, :height, :width]
         if not tiles.requires_grad and not images.requires_grad:
-            # One temporary instead of three: memory traffic is all that this costs.
-            return torch.addcmul(images, strength, tiles).clamp_(0, 1)
+            # Memory traffic is all that this costs: sum and clamp of a picture stay in the cache.
+            triggered, few = torch.empty_like(images), at_once(images)
+            each = strength.expand(len(images), 1, 1, 1)
+            for x, y, a in zip(*(t.split(few) for t in (images, triggered, each)), strict=True):
+                torch.addcmul(x, a, tiles, out=y).clamp_(0, 1)
+            return triggered
         return (images + strength * tiles).clamp(0, 1)
 
     def tensors(self) -> dict[str, Tensor]:

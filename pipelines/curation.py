@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.records import SPLITS
+
 KEPT, NOT_MOVED, DUPLICATE, NEAR, LEAK, CAP, QUOTA = range(7)
-SPLITS = ("train", "validation", "test")
 
 CANDIDATE = np.dtype(
     [
         ("key", np.uint64),  # 16 hex digits
         ("parent", np.uint64),  # key of the clean image
         ("photograph", np.uint64),  # what may not be in two splits
+        ("split", np.uint8),  # of its clean image, index into SPLITS
         ("draw", np.uint64),  # random, from the seed and the key
         ("victim", np.uint16),
         ("mode", np.uint8),
@@ -34,13 +36,14 @@ CANDIDATE = np.dtype(
 @dataclass(frozen=True)
 class Rules:
     """What is kept. `target` None: all. Distances are bits that differ: of 64 of the perceptual
-    hash and of 42 of the colour hash; both must be small for a near-duplicate."""
+    hash and of 42 of the colour hash; both must be small for a near-duplicate. `splits`: shares of
+    the photographs; None leaves each example in the split of its clean image."""
 
     target: int | None
     per_photograph: int
     phash_distance: int
     colour_distance: int
-    splits: Mapping[str, float]
+    splits: Mapping[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,10 @@ def select(candidates: np.ndarray, rules: Rules, *, seed: int) -> Selection:
     _drop_duplicates(candidates, chosen)
     _drop_near(candidates, chosen, rules)
     left = np.flatnonzero(chosen.reason == KEPT)
-    chosen.split[left] = deal_photographs(candidates["photograph"][left], rules.splits, seed)
+    if rules.splits is None:
+        chosen.split[left] = candidates["split"][left]
+    else:
+        chosen.split[left] = deal_photographs(candidates["photograph"][left], rules.splits, seed)
     _drop_leaks(candidates, chosen, rules)
     _cap(candidates, chosen, rules.per_photograph)
     if rules.target is not None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipelines.errors import InputError
 
+SPLITS = ("train", "validation", "test")
 KEY_LENGTH = 16
 PER_FILTER = 14  # one number for each of the 14 filters of DA3Attacker
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipelines.errors import InputError
 from pipelines.images import decode_image
+from pipelines.records import SPLITS
 from pipelines.rows import DataSet, Row, open_dataset
 
 FIELDS = ("victim", "mode", "parent_key")
@@ -118,7 +119,7 @@ def _number(value: Any) -> float:
 def by_split(pictures: Sequence[Picture]) -> dict[str, Pictures3AE]:
     """train, validation and test; InputError where one is missing."""
     out = {}
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         some = [p for p in pictures if p.split == split]
         if not some:
             raise InputError(f"3AE must have a split {split}, got none")

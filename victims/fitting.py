@@ -104,7 +104,8 @@ class HeadTask:
     """Trains the head on features of the frozen backbone, computed once.
 
     The head learns on standardised features, which condition the problem far better; `finish`
-    folds mean and deviation into its linear layer.
+    folds mean and deviation into its linear layer. one_deviation: divide all features by the same
+    number, which leaves a penalty on the weights what it is in ridge regression.
     """
 
     def __init__(
@@ -115,16 +116,18 @@ class HeadTask:
         batch_size: int,
         num_workers: int,
         flip: bool,
+        *,
+        one_deviation: bool = False,
     ) -> None:
         self.model, self.trained = model, model.head
         self.batch_size, self.flip, self.size = batch_size, flip, len(train)
         images = FullTask(model, train, validation, batch_size, num_workers, flip)
         self.views, self.mos, self.std = _features(images, train, flip)
         features, self.validation_mos, _ = _features(images, validation, False)
-        self.mean, self.deviation = (
-            self.views[0].mean(dim=0),
-            self.views[0].std(dim=0, correction=0) + 1e-6,
-        )
+        self.mean = self.views[0].mean(dim=0)
+        self.deviation = self.views[0].std(dim=0, correction=0) + 1e-6
+        if one_deviation:
+            self.deviation = self.deviation.mean().expand_as(self.deviation)
         self.views = (self.views - self.mean) / self.deviation
         self.validation = (features[0] - self.mean) / self.deviation
         linear = model.head.linear
@@ -147,6 +150,13 @@ class HeadTask:
             view = torch.randint(len(self.views), (len(part),), generator=generator)
             part, view = part.to(self.mos.device), view.to(self.mos.device)
             yield self.model.head(self.views[view, part]), self.mos[part], self.std[part]
+
+    def whole(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, mos, std of all views of all images, without dropout."""
+        self.model.head.eval()
+        logits = self.model.head(self.views.flatten(0, 1))
+        views = len(self.views)
+        return logits, self.mos.repeat(views), self.std.repeat(views)
 
     def validate(self) -> tuple[Any, Any]:
         """Scores and mos of the validation split, as two arrays (N,)."""

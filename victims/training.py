@@ -19,7 +19,9 @@ from victims.metrics import agreement
 from victims.nima import Nima
 
 LOSSES = ("emd", "l1", "mse")
+SOLVERS = ("adamw", "lbfgs")
 Row = dict[str, float]
+Epoch = Callable[[int], Row]  # runs epoch 1, 2, ... and says what to record
 Batches = Iterator[tuple[Tensor, Tensor, Tensor]]
 
 
@@ -27,8 +29,8 @@ Batches = Iterator[tuple[Tensor, Tensor, Tensor]]
 class TrainingResult:
     """The chosen epoch (0: the weights as they came) and one row of numbers for each epoch.
 
-    A row has epoch, loss (mean over the training images), lr, and srcc, lcc, rmse and accuracy on
-    the validation split.
+    A row has epoch, loss (mean over the training images), lr or penalty (both from epoch 1 on), and
+    srcc, lcc, rmse and accuracy on the validation split.
     """
 
     best_epoch: int
@@ -53,13 +55,14 @@ def train_victim(
     batch_size: int = 16,
     seed: int = 0,
     freeze_backbone: bool = False,
+    solver: str = "adamw",
     freeze_batchnorm: bool = True,
     flip: bool = True,
     crop: float = 1.0,
     num_workers: int = 0,
     progress: Callable[[Row], None] | None = None,
 ) -> TrainingResult:
-    """Train a victim in place with AdamW and a cosine schedule; leave its best epoch in it.
+    """Train a victim in place; leave its best epoch in it.
 
     The best epoch is the one of highest SRCC on validation. On a CPU the same seed gives the same
     weights, whatever the global random state; on a GPU it computes in bfloat16.
@@ -67,23 +70,38 @@ def train_victim(
     loss: "emd" (D10 heads only), or "l1" or "mse" between scores and mos, as shares of the scale.
     lr, head_lr: of the backbone and of the head (None: 10 x lr). freeze_backbone: train the head
     alone, on features computed once (lr, crop and freeze_batchnorm do not apply).
-    freeze_batchnorm: keep the running statistics; right for pretrained weights and small data,
-    wrong from scratch. flip: mirror images at random. crop: least side of a random crop, as a
-    share of the side, in (0, 1]. progress: called with each row of the history.
+    solver: "adamw" with a cosine schedule, or for a frozen backbone "lbfgs": each epoch is the
+    optimum of loss + penalty * |W|^2 (W on features of one common deviation, no dropout), with the
+    penalty at weight_decay in the first epoch and half as large in each one after: with "mse" the
+    path of a ridge regression. freeze_batchnorm: keep the running statistics; right for pretrained
+    weights and small data, wrong from scratch. flip: mirror images at random. crop: least side of a
+    random crop, as a share of the side, in (0, 1]. progress: called with each row of the history.
     Raises: ValueError for bad arguments, RuntimeError if the loss is not finite.
     """
     _check(model, loss, epochs, batch_size, crop)
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    if solver == "lbfgs" and not freeze_backbone:
+        raise ValueError("solver must be adamw where freeze_backbone is false, got 'lbfgs'")
     _check_data(train=train, validation=validation)
     rates = (lr, 10 * lr if head_lr is None else head_lr)
     with _own_randomness(seed, model.device):
         task: HeadTask | FullTask
-        if freeze_backbone:
-            task = HeadTask(model, train, validation, batch_size, num_workers, flip)
+        epoch: Epoch
+        if solver == "lbfgs":
+            task = HeadTask(
+                model, train, validation, batch_size, num_workers, flip, one_deviation=True
+            )
+            epoch = _path(task, loss, weight_decay)
         else:
-            task = FullTask(model, train, validation, batch_size, num_workers, flip)
-            task.crop, task.freeze_batchnorm = crop, freeze_batchnorm
+            if freeze_backbone:
+                task = HeadTask(model, train, validation, batch_size, num_workers, flip)
+            else:
+                task = FullTask(model, train, validation, batch_size, num_workers, flip)
+                task.crop, task.freeze_batchnorm = crop, freeze_batchnorm
+            epoch = _descent(task, loss, epochs, rates, weight_decay, seed)
         try:
-            return _fit(task, loss, epochs, rates, weight_decay, seed, progress)
+            return _fit(task, epochs, epoch, progress)
         finally:
             task.finish()
             model.freeze()
@@ -97,42 +115,84 @@ def training_loss(model: Nima, logits: Tensor, mos: Tensor, std: Tensor, loss: s
     return (distance.abs() if loss == "l1" else distance.square()).mean()
 
 
-def _fit(
+def _descent(
     task: HeadTask | FullTask,
     loss: str,
     epochs: int,
     rates: tuple[float, float],
     weight_decay: float,
     seed: int,
-    progress: Callable[[Row], None] | None,
-) -> TrainingResult:
-    """Run the epochs, and load the state of the best one."""
-    groups = task.parameters(*rates)
-    optimiser = torch.optim.AdamW(groups, weight_decay=weight_decay)
+) -> Epoch:
+    """An epoch of AdamW, with a cosine schedule over all of them."""
+    optimiser = torch.optim.AdamW(task.parameters(*rates), weight_decay=weight_decay)
     steps = epochs * math.ceil(task.size / task.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
     generator = torch.Generator().manual_seed(seed)
+
+    def run(epoch: int) -> Row:
+        rate = float(schedule.get_last_lr()[0])
+        task.start_epoch()
+        total = 0.0
+        for logits, mos, std in task.batches(generator):
+            value = training_loss(task.model, logits, mos, std, loss)
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            schedule.step()
+            total += value.item() * len(mos)
+        if not math.isfinite(total):
+            raise RuntimeError(
+                f"loss must be finite, got {total / task.size} in epoch {epoch} "
+                f"(a lower lr than {rates[0]:g}, or head_lr than {rates[1]:g}, may help)"
+            )
+        return {"loss": total / task.size, "lr": rate}
+
+    return run
+
+
+def _path(task: HeadTask, loss: str, weight_decay: float) -> Epoch:
+    """The optimum for one penalty, from that for the penalty before."""
+    weights = task.parameters(0, 0)[0]["params"]
+
+    def run(epoch: int) -> Row:
+        penalty = weight_decay / 2 ** (epoch - 1)
+        fit = 0.0
+        optimiser = torch.optim.LBFGS(
+            weights,
+            max_iter=1000,
+            history_size=20,
+            tolerance_grad=1e-7,
+            tolerance_change=1e-10,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> float:
+            nonlocal fit
+            optimiser.zero_grad()
+            value = training_loss(task.model, *task.whole(), loss)
+            fit = value.item()
+            total = value + penalty * task.model.head.linear.weight.square().sum()
+            total.backward()
+            return total.item()
+
+        optimiser.step(closure)
+        if not math.isfinite(fit):
+            raise RuntimeError(f"loss must be finite, got {fit} for penalty {penalty:g}")
+        return {"loss": fit, "penalty": penalty}
+
+    return run
+
+
+def _fit(
+    task: HeadTask | FullTask, epochs: int, run: Epoch, progress: Callable[[Row], None] | None
+) -> TrainingResult:
+    """Run the epochs, and load the state of the best one."""
     history: list[Row] = []
     best_epoch, best_srcc, best_state = 0, -math.inf, copy.deepcopy(task.trained.state_dict())
     for epoch in range(epochs + 1):
-        rate = float(schedule.get_last_lr()[0])
-        row: Row = {"epoch": float(epoch), "loss": math.nan, "lr": rate}
+        row: Row = {"epoch": float(epoch), "loss": math.nan}
         if epoch:
-            task.start_epoch()
-            total = 0.0
-            for logits, mos, std in task.batches(generator):
-                value = training_loss(task.model, logits, mos, std, loss)
-                optimiser.zero_grad()
-                value.backward()
-                optimiser.step()
-                schedule.step()
-                total += value.item() * len(mos)
-            row["loss"] = total / task.size
-            if not math.isfinite(total):
-                raise RuntimeError(
-                    f"loss must be finite, got {row['loss']} in epoch {epoch} "
-                    f"(a lower lr than {rates[0]:g}, or head_lr than {rates[1]:g}, may help)"
-                )
+            row |= run(epoch)
         scores, mos = task.validate()
         if not np.isfinite(scores).all():
             raise RuntimeError(

@@ -9,7 +9,7 @@ from pipelines.params.sources import Splits
 
 
 class CurationSplits(Splits):
-    """Shares of the photographs in each split of 3AE."""
+    """Shares of the photographs in each split of 3AE, where only one split was attacked."""
 
     train: float = Field(0.8, gt=0, lt=1)
     validation: float = Field(0.1, gt=0, lt=1)
@@ -22,6 +22,7 @@ class Curate(Section):
     target: how many at most, balanced over victim, mode and score bin; null is all.
     per_photograph: of one photograph at most. bins: of the adversarial score over its scale.
     phash_distance, colour_distance: bits (of 64 and 42) that near-duplicates differ in at most.
+    splits: null keeps that of the clean image, for attack.photographs: all.
     """
 
     target: int | None = Field(60000, ge=1)
@@ -29,7 +30,7 @@ class Curate(Section):
     bins: int = Field(10, ge=1, le=1000)
     phash_distance: int = Field(4, ge=0, le=31)
     colour_distance: int = Field(3, ge=0, le=42)
-    splits: CurationSplits = CurationSplits()
+    splits: CurationSplits | None = CurationSplits()
 
 
 class Annotate(Section):

@@ -21,7 +21,7 @@ from pipelines.models import WEIGHTS, TrainingFolder, load_attacker, load_weight
 from pipelines.params import Mode, Params
 from pipelines.pictures import Pictures, batches_of, read_manifest
 from pipelines.provenance import Manifest, code_version, file_sha256, fingerprint, sample_seed
-from pipelines.records import AESample, build_record, image_key
+from pipelines.records import SPLITS, AESample, build_record, image_key
 from pipelines.shards import ShardIndex, shard_name
 from pipelines.stages.common import (
     Layout,
@@ -69,21 +69,19 @@ class AttackJob:
         return len(self.keys)
 
 
-def splits_of(protocol: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
-    """(training of DA3, its held-out subset, report) splits.
+def report_split(protocol: str) -> str:
+    """The split whose examples count; DA3 trains on the other two.
 
     By default no photograph that DA3 or the victim saw is reported on. `paper`: reports on images
-    that the victim was trained on, and trains DA3 on others.
+    that the victim was trained on.
     """
-    if protocol == "paper":
-        return ("validation", "test"), ("validation", "test"), "train"
-    return ("train", "validation"), ("train", "validation"), "test"
+    return "train" if protocol == "paper" else "test"
 
 
 def run_attack(
     params: Params, layout: Layout, name: str, mode: Mode, *, progress: bool = True
 ) -> Manifest:
-    """Train an attacker against victim `name` and make the examples of the report split.
+    """Train an attacker against victim `name` and make the examples.
 
     Writes models/da3/<name>-<mode> and datasets/aes/<name>-<mode>.
     """
@@ -104,29 +102,31 @@ def run_attack(
         "dtype": dtype,
         "training": trained.path.name.rpartition("-")[2],
         "protocol": settings.protocol,
+        "photographs": settings.photographs,
         "limit": settings.limit,
     }
     inputs = {"clean": clean.content_sha256, "victim": victim_sha256(layout.victim(name))}
     mark = fingerprint(parameters=parameters, inputs=inputs, code=code_version(__name__, *_CODE))
     work = WorkFolder(layout.work, STAGE, out.name, mark)
     work.create()
-    split = splits_of(settings.protocol)[2]
-    index = ShardIndex(layout.clean, [split])
-    chosen = sorted(index.records)[: settings.limit]  # keys are hashes: a random part
-    jobs = [
-        AttackJob(
-            work=work,
-            name=shard_name(split, i),
-            index=index.of(keys),
-            keys=keys,
-            victim_name=name,
-            victim_sha256=inputs["victim"],
-            mode=mode,
-            objective=objective,
-            refine=settings.refine,
-        )
-        for i, keys in enumerate(batches_of(chosen, settings.shard_size))
-    ]
+    jobs = []
+    for split in [report_split(settings.protocol)] if settings.photographs == "report" else SPLITS:
+        index = ShardIndex(layout.clean, [split])
+        chosen = sorted(index.records)[: settings.limit]  # keys are hashes: a random part
+        jobs += [
+            AttackJob(
+                work=work,
+                name=shard_name(split, i),
+                index=index.of(keys),
+                keys=keys,
+                victim_name=name,
+                victim_sha256=inputs["victim"],
+                mode=mode,
+                objective=objective,
+                refine=settings.refine,
+            )
+            for i, keys in enumerate(batches_of(chosen, settings.shard_size))
+        ]
     pending = set(work.pending([job.name for job in jobs]))
     release_memory()
     map_shards(
@@ -143,7 +143,7 @@ def run_attack(
         out,
         [job.name for job in jobs],
         record=AESample,
-        n_in=len(chosen),
+        n_in=sum(job.count for job in jobs),
         scale=clean.scale,
         card=Card(
             title=f"Adversarial examples against {name}, {mode}",
@@ -174,7 +174,8 @@ def _train(
     attacker = DA3Attacker(ADTConfig(**params.adt.model_dump()), seed=params.seed)
     if settings.pretrained:
         load_weights(attacker.adt, layout.pretrained, "pretrain")
-    recipe = {"epochs", "batch_size", "lr", "patience", "held_out", "score_only", "queries", "size"}
+    recipe = {"epochs", "batch_size", "lr", "patience", "held_out", "score_only", "queries"}
+    recipe |= {"size", "crop"}
     mark = fingerprint(
         objective=vars(objective),
         adt=params.adt.model_dump(),
@@ -210,6 +211,7 @@ def _train(
                 patience=settings.patience,
                 seed=params.seed,
                 queries=settings.queries,
+                crop=settings.crop,
                 resume=work.checkpoint(),
                 save=work.save,
                 report=epoch_reporter(
@@ -224,7 +226,7 @@ def _train(
 
 def _training_images(params: Params, layout: Layout, size: int) -> tuple[Tensor, Tensor]:
     """Pictures that DA3 trains on and the fixed subset that ART is measured on, as uint8."""
-    splits, _, _ = splits_of(params.attack.protocol)
+    splits = [s for s in SPLITS if s != report_split(params.attack.protocol)]
     pictures = Pictures(layout.clean, splits, size)
     count = min(params.attack.held_out, len(pictures) // 2)
     order = sorted(

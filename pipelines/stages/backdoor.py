@@ -18,6 +18,7 @@ from pipelines.params import Backdoor, Params, QualityParams
 from pipelines.pictures import Originals, read_manifest
 from pipelines.poisoned import build_quality, open_trigger
 from pipelines.provenance import Manifest, code_version, fingerprint, sample_generator, sample_seed
+from pipelines.records import SPLITS
 from pipelines.shards import atomic_file
 from pipelines.stages.common import Layout, device, epoch_reporter, hardware, torch_threads
 from victims.metrics import agreement
@@ -27,7 +28,6 @@ from victims.regression import phases_of, train_regressor
 
 STAGE = "backdoor"
 SCHEMES = ("clean", "p", "c")
-SPLITS = ("train", "validation", "test")
 BENIGN = ("rmse", "plcc", "srocc")
 Report = dict[str, Any]
 

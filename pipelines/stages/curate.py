@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.curation import CANDIDATE, KEPT, SPLITS, Rules, Selection, select
+from pipelines.curation import CANDIDATE, KEPT, Rules, Selection, select
 from pipelines.errors import InputError, StageError
 from pipelines.hashes import hash_folders, load_hashes
 from pipelines.params import Params
 from pipelines.pictures import read_manifest
 from pipelines.provenance import Counts, Manifest, ShardInfo, file_sha256, sample_seed
-from pipelines.records import AESample, arrow_schema
+from pipelines.records import SPLITS, AESample, arrow_schema
 from pipelines.shards import atomic_file
 from pipelines.stages.common import Layout
 
@@ -29,6 +29,7 @@ _READ = (
     "key",
     "source",
     "photograph",
+    "split",
     "parent_key",
     "victim",
     "mode",
@@ -124,7 +125,7 @@ def curate(
         per_photograph=settings.per_photograph,
         phash_distance=settings.phash_distance,
         colour_distance=settings.colour_distance,
-        splits=settings.splits.model_dump(),
+        splits=settings.splits.model_dump() if settings.splits else None,
     )
     chosen = select(candidates, rules, seed=params.seed)
     return Curated(candidates, chosen, rules, list(victims), list(modes), settings.bins)
@@ -161,6 +162,7 @@ def _fill(
             rows["source"], rows["photograph"], rows["parent_key"], strict=True
         )
     ]
+    part["split"] = [SPLITS.index(name) for name in rows["split"]]
     part["victim"] = [victims.setdefault(name, len(victims)) for name in rows["victim"]]
     part["mode"] = [modes.setdefault(name, len(modes)) for name in rows["mode"]]
     low, high = np.array(rows["score_low"]), np.array(rows["score_high"])

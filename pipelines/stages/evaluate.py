@@ -19,6 +19,7 @@ from pipelines.params import Params
 from pipelines.pictures import read_manifest
 from pipelines.records import image_key
 from pipelines.shards import ShardIndex, atomic_file
+from pipelines.stages.attack import report_split
 from pipelines.stages.common import Layout, device, hardware, torch_threads, trained_victim
 from victims.base import TorchVictim, score_images
 from victims.registry import load_victim
@@ -43,7 +44,8 @@ def run_evaluate(params: Params, layout: Layout) -> dict[str, Any]:
                 read_manifest(folder, f"attack {name} {mode}")
                 error = check_scores(victim, folder)
                 history = read_history(layout.attacker(name, mode) / HISTORY)
-                row = robustness(folder, victim, history, params.evaluate.by)
+                where = [("split", "=", report_split(params.attack.protocol))]
+                row = robustness(folder, victim, history, params.evaluate.by, where)
                 filters = row.pop("filters")  # 14 columns too many for `dvc metrics show`
                 victims[name][mode] = {**row, "score_error": error}
                 shares += [
@@ -117,12 +119,20 @@ def _read_image(index: ShardIndex, key: str, folder: Path) -> torch.Tensor:
 
 
 def robustness(
-    folder: Path, victim: TorchVictim, history: list[dict[str, float]], by: str = "score"
+    folder: Path,
+    victim: TorchVictim,
+    history: list[dict[str, float]],
+    by: str = "score",
+    where: list[tuple[str, str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """BASR, RASR, MSI, ART and company of one folder of adversarial examples."""
+    """BASR, RASR, MSI, ART and company of a folder of adversarial examples.
+
+    where: conditions on its rows, as pyarrow's filters: [("split", "=", "test")].
+    """
     columns = ["score_clean", "score_adv", "mos", "psnr", "ssim", "linf", "weights", "direction"]
     columns += ["queries", "alpha_line"]
-    table = pq.read_table(folder / "metadata.parquet", columns=columns).to_pandas()
+    path = folder / "metadata.parquet"
+    table = pq.read_table(path, columns=columns, filters=where).to_pandas()
     x, y = table["score_clean"], table["score_adv"]
     direction = table["direction"].iloc[0]
     judged = table["mos"].to_numpy() if by == "mos" else None

@@ -20,6 +20,7 @@ from pipelines.images import decode_image, to_tensor
 from pipelines.models import HISTORY
 from pipelines.params import Params
 from pipelines.pictures import read_manifest, squash
+from pipelines.records import SPLITS
 from pipelines.rows import open_dataset
 from pipelines.shards import atomic_file
 from pipelines.stages.attack import run_attack
@@ -72,15 +73,16 @@ def run_finetune(
     size = getattr(victim, "input_size", 224)
     examples = read_3ae(str(place) if place.exists() or not data else data, str(layout.clean))
     with torch_threads(params.engine.threads):
+        unseen = _unseen(layout.clean, examples)
         clean = {
-            split: _clean_images(layout.clean, split, size)
-            for split in ("train", "validation", "test")
+            split: _clean_images(layout.clean, split, size, unseen if split == "test" else None)
+            for split in SPLITS
         }
         report = _harden(victim, victim.scale, clean, examples, size, params, name)
         save_victim(victim, layout.finetuned(name))
         report["new_attacker"] = {}
         for mode in settings.retrain:
-            report["new_attacker"][mode] = _attack_again(params, layout, name, mode)
+            report["new_attacker"][mode] = _attack_again(params, layout, name, mode, unseen)
     report |= {"victim": name, "seed": params.seed, "hardware": hardware()}
     _write(layout.reports / "finetune" / f"{name}.json", report)
     return report
@@ -98,7 +100,7 @@ def finetune_model(
     pictures = read_3ae(data, clean)
     photographs = {
         split: _images([p for p in pictures if p.split == split and not p.adversarial], size)
-        for split in ("train", "validation", "test")
+        for split in SPLITS
     }
     with torch_threads(params.engine.threads):
         report = _harden(model, scale, photographs, pictures, size, params, spec)
@@ -122,7 +124,7 @@ def _harden(
     """Fine-tune in place and compare before and after."""
     settings = params.finetune
     made = [p for p in examples if p.adversarial]
-    parts = {s: [p for p in made if p.split == s] for s in ("train", "validation", "test")}
+    parts = {s: [p for p in made if p.split == s] for s in SPLITS}
     if not parts["train"] or not parts["test"]:
         raise InputError(
             f"3AE must hold examples in train and test, got {len(parts['train'])} and "
@@ -170,19 +172,43 @@ def _measure(
     }
 
 
-def _attack_again(params: Params, layout: Layout, name: str, mode: Any) -> dict[str, Any]:
+def _attack_again(
+    params: Params, layout: Layout, name: str, mode: Any, unseen: set[str]
+) -> dict[str, Any]:
     """Train a new DA3Attacker against the fine-tuned victim and measure it."""
     hardened = Hardened(layout.root)
-    run_attack(params, hardened, name, mode)
+    settings = params.attack.model_copy(update={"photographs": "report"})
+    run_attack(params.model_copy(update={"attack": settings}), hardened, name, mode)
     victim = load_victim(hardened.victim(name), device())
     history = read_history(hardened.attacker(name, mode) / HISTORY)
-    row = robustness(hardened.examples(name, mode), victim, history, params.evaluate.by)
+    where = [("parent_key", "in", sorted(unseen))]
+    row = robustness(hardened.examples(name, mode), victim, history, params.evaluate.by, where)
     shutil.rmtree(hardened.examples(name, mode), ignore_errors=True)
     return {k: v for k, v in row.items() if k != "filters"}
 
 
-def _clean_images(folder: Path, split: str, size: int) -> Scored:
+def _unseen(folder: Path, examples: Sequence[Picture]) -> set[str]:
+    """Keys of the clean test images of which 3AE shows no photograph in train or validation."""
+    rows = open_dataset(str(folder)).rows
+    shown = {str(r.fields["key"]): r.fields.get("photograph") or r.fields["key"] for r in rows}
+    seen = {shown[p.parent] for p in examples if p.split != "test" and p.parent in shown}
+    unseen = {
+        str(r.fields["key"])
+        for r in rows
+        if r.split == "test" and shown[str(r.fields["key"])] not in seen
+    }
+    if not unseen:
+        raise InputError(
+            "the clean test split must hold photographs that 3AE does not train on, got none: set "
+            "attack.photographs: all and curate.splits: null"
+        )
+    return unseen
+
+
+def _clean_images(folder: Path, split: str, size: int, only: set[str] | None = None) -> Scored:
     rows = open_dataset(str(folder), split=split).rows
+    if only is not None:
+        rows = [row for row in rows if row.fields["key"] in only]
     images = [squash(to_tensor(decode_image(row.load())), size) for row in rows]
     return images, [float(row.score or 0.0) for row in rows]
 

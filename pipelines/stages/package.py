@@ -9,13 +9,12 @@ from PIL import Image
 
 from pipelines.candidates import CandidateImages
 from pipelines.cards import Card
-from pipelines.curation import SPLITS
 from pipelines.images import decode_png
 from pipelines.package import Row, write_parquet_folder
 from pipelines.params import Params
 from pipelines.pictures import read_manifest
 from pipelines.provenance import Manifest
-from pipelines.records import AnnotatedSample, build_record
+from pipelines.records import SPLITS, AnnotatedSample, build_record
 from pipelines.shards import atomic_file
 from pipelines.stages.common import Layout
 

@@ -13,7 +13,7 @@ from pipelines.images import decode_png, encode_png, to_tensor, to_uint8
 from pipelines.params import Params
 from pipelines.pictures import batches_of, read_manifest, squash
 from pipelines.provenance import Manifest, code_version, fingerprint, sample_generator
-from pipelines.records import PretrainSample, build_record, image_key
+from pipelines.records import SPLITS, PretrainSample, build_record, image_key
 from pipelines.shards import ShardIndex, shard_name
 from pipelines.stages.common import Layout
 from pipelines.workfolder import Reject, WorkFolder, check_out, publish
@@ -107,7 +107,7 @@ def run_perturb(params: Params, layout: Layout, *, progress: bool = True) -> Man
 
 def _jobs(work: WorkFolder, clean: Path, params: Params) -> list[PerturbJob]:
     jobs = []
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         index = ShardIndex(clean, [split])
         keys = sorted(index.records)[: params.perturb.limit]
         if split != "train":

@@ -23,7 +23,7 @@ from pipelines.params import Params, Poison
 from pipelines.pictures import batches_of, read_manifest
 from pipelines.poisoned import open_trigger, poisoned_keys, training_keys
 from pipelines.provenance import Manifest, code_version, fingerprint, sample_generator
-from pipelines.records import BlindSample, PoisonedSample, build_record, image_key
+from pipelines.records import SPLITS, BlindSample, PoisonedSample, build_record, image_key
 from pipelines.shards import ShardIndex, atomic_file, read_shard, shard_name
 from pipelines.stages.common import Layout, device
 from pipelines.stages.search_trigger import surrogate_folder
@@ -252,7 +252,7 @@ def _shards(
     settings: Poison = params.section("poison")
     shards: dict[str, list[Shard]] = {}
     count = 0
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         index = ShardIndex(layout.clean, [split])
         count += len(index)
         shards[split] = []

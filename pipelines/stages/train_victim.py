@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.errors import InputError
 from pipelines.params import Params
 from pipelines.pictures import Pictures, read_manifest
+from pipelines.records import SPLITS
 from pipelines.shards import atomic_file
 from pipelines.stages.common import Layout, device, epoch_reporter, hardware, torch_threads
 from victims.base import score_images
@@ -34,10 +35,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
                 f"got {settings.model.get('kind')!r}"
             )
         victim.to(device())
-        pictures = {
-            split: Pictures(layout.clean, [split], victim.input_size)
-            for split in ("train", "validation", "test")
-        }
+        pictures = {split: Pictures(layout.clean, [split], victim.input_size) for split in SPLITS}
         try:
             epochs = int(settings.training.get("epochs", 10))
             result = train_victim(

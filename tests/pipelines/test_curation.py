@@ -190,3 +190,12 @@ def test_memory_stays_flat():
     for row in (small, large):
         assert row["kept"] + row["rejected"] == row["candidates"]
     assert (large["mib"] - small["mib"]) * 2**20 < 900 * (200_000 - 2_000)
+
+
+def test_examples_stay_in_the_split_of_their_photograph():
+    rows = make(300)
+    rows["split"] = rows["photograph"] % 3
+    chosen = select(rows, with_rules(splits=None), seed=0)
+    kept = chosen.reason == KEPT
+    assert kept.sum() > 200
+    assert (chosen.split[kept] == rows["split"][kept]).all()

@@ -17,10 +17,11 @@ from pipelines.errors import InputError
 from pipelines.images import decode_png
 from pipelines.models import load_attacker
 from pipelines.pictures import squash
-from pipelines.records import AESample
+from pipelines.records import SPLITS, AESample
 from pipelines.shards import ShardIndex
 from pipelines.stages import attack
-from pipelines.stages.attack import run_attack, splits_of
+from pipelines.stages.attack import report_split, run_attack
+from pipelines.stages.evaluate import robustness
 from victims.registry import load_victim, victim_sha256
 
 
@@ -138,8 +139,9 @@ def test_no_reported_photograph_is_trained_on(project, tmp_path, monkeypatch, pr
     index = generated(
         project, tmp_path / "p", "unrestricted", attack__protocol=protocol, attack__lr=2e-3
     )
-    trained, _, reported = splits_of(protocol)
+    reported = report_split(protocol)
     assert reported == {"split": "test", "paper": "train"}[protocol]
+    trained = [split for split in SPLITS if split != reported]
     assert {row["split"] for row in index.records.values()} == {reported}
 
     def squashed(splits) -> set[bytes]:
@@ -270,3 +272,22 @@ def test_adt_of_another_shape_is_refused(project, tmp_path):
     other = project.copy(tmp_path / "p")
     with pytest.raises(InputError, match="must match the adt parameters"):
         run_attack(other.params(adt__width=32), other.layout, "net", "restricted")
+
+
+def test_examples_of_all_photographs(project, tmp_path):
+    """The examples of the report split stay as they were, and alone count."""
+    changed = project.copy(tmp_path / "p")
+    params = changed.params(attack__photographs="all")
+    manifest = run_attack(params, changed.layout, "net", "unrestricted", progress=False)
+    clean = ShardIndex(project.layout.clean)
+    index = examples(changed)
+    assert {row["parent_key"] for row in index.records.values()} == set(clean.records)
+    assert manifest.counts.in_ == len(clean.records)
+    before = examples(project)
+    reported = {k: row for k, row in index.records.items() if row["split"] == "test"}
+    assert reported == before.records
+    victim = load_victim(project.layout.victim("net"))
+    folder = changed.layout.examples("net", "unrestricted")
+    row = robustness(folder, victim, [], where=[("split", "=", "test")])
+    assert row == robustness(project.layout.examples("net", "unrestricted"), victim, [])
+    assert robustness(folder, victim, [])["n"] == len(clean.records)

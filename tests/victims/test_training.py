@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from torch.utils.data import TensorDataset
 
 from victims.base import ScoreScale
+from victims.heads import d10_targets
 from victims.metrics import srcc
 from victims.nima import Nima
 from victims.registry import build_victim
@@ -136,9 +138,60 @@ def test_diverged_training_raises_one_sentence():
     assert not model.training
 
 
+@pytest.mark.parametrize(("head", "loss"), [("scalar", "mse"), ("d10", "emd")])
+def test_each_epoch_of_lbfgs_is_the_optimum_for_its_penalty(head, loss):
+    """The gradient vanishes there, by the definition written out again; mse also against scipy."""
+    found = []
+    model = victim(head=head, dropout=0.5)
+
+    def progress(row):
+        linear = model.head.linear
+        weights = linear.weight.detach().clone(), linear.bias.detach().clone()
+        found.append((row.get("penalty"), *weights))
+
+    arguments = {"loss": loss, "solver": "lbfgs", "freeze_backbone": True, "flip": False}
+    arguments |= {"epochs": 4, "weight_decay": 0.08}
+    train_victim(model, TRAIN, VALIDATION, **arguments, progress=progress)
+    assert [row[0] for row in found] == [None, 0.08, 0.04, 0.02, 0.01]
+    with torch.no_grad():
+        features = model.features(TRAIN.tensors[0] / 255).double()
+    deviation = features.std(0, correction=0).mean() + 1e-6
+    x, mos = (features - features.mean(0)) / deviation, TRAIN.tensors[1].double()
+    targets = d10_targets(mos, TRAIN.tensors[2], model.scale).cumsum(1)
+
+    def objective(w, bias, penalty):
+        logits = x @ w.T + bias
+        if head == "scalar":
+            fit = (logits[:, 0].sigmoid() - mos / 10).square().mean()
+        else:
+            fit = (logits.softmax(1).cumsum(1) - targets).square().mean(1).sqrt().mean()
+        return fit + penalty * w.square().sum()
+
+    def slope(weight, bias, penalty):
+        w = weight.double().requires_grad_(True)
+        objective(w, bias.double(), penalty).backward()
+        return w.grad.norm()
+
+    for penalty, *weights in found[1:]:
+        assert slope(*weights, penalty) < 0.02 * slope(*found[0][1:], penalty)
+
+    def flat(values, penalty):
+        both = torch.tensor(values, requires_grad=True)
+        total = objective(both[None, 1:], both[:1], penalty)
+        total.backward()
+        return total.item(), both.grad.numpy()
+
+    if head == "scalar":
+        start = np.random.default_rng(0).normal(size=1 + x.shape[1])
+        best = scipy.optimize.minimize(flat, start, 0.01, jac=True, tol=1e-12)
+        assert found[-1][1][0].numpy() == pytest.approx(best.x[1:], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"solver": "sgd"}, "solver must be one of adamw, lbfgs, got 'sgd'"),
+        ({"solver": "lbfgs"}, "solver must be adamw where freeze_backbone is false, got 'lbfgs'"),
         ({"loss": "huber"}, "loss must be one of emd, l1, mse, got 'huber'"),
         ({"epochs": -1}, "epochs must be at least 0, got -1"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
