@@ -89,7 +89,8 @@ def train_attacker(
     crop: float = 1.0,
     **hooks: Any,
 ) -> list[dict[str, float]]:
-    """Train against one victim; the epoch with the lowest held-out loss stays.
+    """Train against one victim; the epoch of the highest held-out RASR stays, of the lowest loss
+    where several are equal.
 
     images, held_out: uint8 (N,3,S,S), S the ADT's size or larger, best as large as what the victim
     sees; held_out is the fixed validation subset of ART. crop: shortest side of the random squares
@@ -149,5 +150,6 @@ def train_attacker(
         lr=lr,
         patience=patience,
         rates=RATES,
+        rank=lambda row: (-row["rasr"], row["loss"]),
         **hooks,
     )

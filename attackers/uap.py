@@ -10,14 +10,14 @@ from torch import Tensor
 
 from attackers.dct import BLOCK, band_mask, dct_matrix
 from attackers.trigger import Trigger, rms
-from victims.crops import CropVictim, random_crops
+from victims.crops import CropVictim, MappedVictim, random_crops
 
 Row = dict[str, float]
-EFFECTS = ("signed", "absolute")
+EFFECTS = ("features", "signed", "absolute")
 
 
 def search_trigger(
-    surrogate: CropVictim,
+    surrogate: MappedVictim,
     images: Sequence[Tensor],
     *,
     band: str = "mid",
@@ -25,7 +25,7 @@ def search_trigger(
     eps: float = 8 / 255,
     lam: float = 1e8,
     project: bool = True,
-    effect: str = "signed",
+    effect: str = "features",
     epochs: int = 50,
     lr: float = 1.0,
     batch_size: int = 32,
@@ -45,8 +45,12 @@ def search_trigger(
     effect "absolute" is |f(T(x,t)) - f(x)| as in the paper. Its maximum is even in α where a
     texture as such changes the score: measured on LIVEC, +t and -t both raised it by 11 of 100,
     while the backdoor must tell them apart. "signed" is (f(T(x,t)) - f(T(x,-t))) / 2, its odd part.
+    "features" asks no score: it drives apart what the surrogate's maps, pooled, say of +t and of
+    -t, the squared distance of the means in standard deviations over pictures. What a network
+    sees apart before it is trained, it learns to score apart from few pictures.
     images: uint8 (3, H, W) of any sizes. lr: in levels of a coefficient.
-    Returns: the trigger, and a row per epoch: effect (mean |Δ| in % of the scale), psnr, loss.
+    Returns: the trigger, and a row per epoch: effect (mean |Δ| in % of the scale; for "features"
+    the mean squared distance), psnr, loss.
     Raises: ValueError for bad arguments, RuntimeError if the loss is not finite.
     """
     _check(images, eps, lam, epochs, lr)
@@ -56,7 +60,10 @@ def search_trigger(
     mask = band_mask(band)
     coefficients = _start(effect, mask, eps, generator).to(surrogate.device).requires_grad_(True)
     optimizer = torch.optim.Adam([coefficients], lr=lr)
-    per_cent = 100 / surrogate.scale.range
+    if effect == "features":
+        spread = _spread(surrogate, images, generator, batch_size)
+    else:
+        spread, per_cent = None, 100 / surrogate.scale.range
     history: list[Row] = []
     for epoch in range(1, epochs + 1):
         seen = total = 0.0
@@ -65,7 +72,10 @@ def search_trigger(
             kept = coefficients * mask.to(coefficients)
             trigger = Trigger(kept, band, origin)
             some = [images[i] for i in part.tolist()]
-            change = _effect(surrogate, some, trigger, generator, effect) * per_cent
+            if spread is not None:
+                change = _separation(surrogate, some, trigger, generator, spread)
+            else:
+                change = _effect(surrogate, some, trigger, generator, effect) * per_cent
             # Projected, t is on the bound to rounding, which must not switch the penalty on.
             size = kept.new_tensor(eps**2) if project else rms(kept).square().clamp_min(eps**2)
             loss = lam * size - change
@@ -89,13 +99,13 @@ def search_trigger(
 
 
 def _start(effect: str, mask: Tensor, eps: float, generator: torch.Generator) -> Tensor:
-    """Where the search starts: noise of one level, for signed plus a dot in the luma.
+    """Where the search starts: noise of one level, but for absolute plus a dot in the luma.
 
     Crops shift the tile, so what tells +t from -t is its skewness. Noise has none, and at t = 0 the
     odd part of the effect has next to no gradient: a dot, the most skewed pattern, is off there.
     """
     start = torch.randn(3, BLOCK, BLOCK, generator=generator) * mask
-    if effect == "signed":
+    if effect != "absolute":
         # The coefficients of a dot at the middle of the block.
         column = dct_matrix()[:, BLOCK // 2]
         dot = torch.zeros_like(start)
@@ -129,6 +139,46 @@ def _effect(
     with torch.no_grad():
         before = surrogate(crops[:, 0])
     return (surrogate(crops[:, 1]) - before).abs().mean()
+
+
+def _separation(
+    surrogate: MappedVictim,
+    images: Sequence[Tensor],
+    trigger: Trigger,
+    generator: torch.Generator,
+    spread: Tensor,
+) -> Tensor:
+    """Squared distance of what is seen of +t and -t in units of `spread`, mean of features: ().
+
+    Each picture gives both signs at the same place, so its content cancels. The product of the
+    means of two halves does not grow with the noise of either, as the square of one would.
+    """
+    whole = [image.to(surrogate.device).float()[None] / 255 for image in images]
+    both = [torch.cat([trigger(image, 1.0), trigger(image, -1.0)]) for image in whole]
+    crops = random_crops(both, surrogate.input_size, generator)
+    seen = _pooled(surrogate, crops.flatten(0, 1)).view(len(images), 2, -1)
+    shift = (seen[:, 0] - seen[:, 1]) / spread
+    if len(shift) == 1:
+        return shift.square().mean()
+    return (shift[::2].mean(0) * shift[1::2].mean(0)).mean()
+
+
+@torch.no_grad()
+def _spread(
+    surrogate: MappedVictim, images: Sequence[Tensor], generator: torch.Generator, batch_size: int
+) -> Tensor:
+    """Standard deviation of each pooled feature over one random crop of each picture: (F,)."""
+    seen = []
+    for start in range(0, len(images), batch_size):
+        some = images[start : start + batch_size]
+        whole = [image.to(surrogate.device).float()[None] / 255 for image in some]
+        seen.append(_pooled(surrogate, random_crops(whole, surrogate.input_size, generator)[:, 0]))
+    return torch.cat(seen).std(0, correction=0) + 1e-3
+
+
+def _pooled(surrogate: MappedVictim, crops: Tensor) -> Tensor:
+    """Means over the places of all maps: (N, F)."""
+    return torch.cat([maps.mean((2, 3)) for maps in surrogate.maps(crops)], 1)
 
 
 @torch.no_grad()

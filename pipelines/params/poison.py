@@ -39,7 +39,7 @@ class TriggerParams(Section):
     eps: float = Field(8.0, gt=0, le=255)
     lam: float = Field(1e8, ge=0)
     project: bool = True
-    effect: Literal["signed", "absolute"] = "signed"
+    effect: Literal["features", "signed", "absolute"] = "features"
     epochs: int = Field(50, ge=1)
     lr: float = Field(1.0, gt=0)
     batch_size: int = Field(32, ge=1)

@@ -225,13 +225,20 @@ def _train(
 
 
 def _training_images(params: Params, layout: Layout, size: int) -> tuple[Tensor, Tensor]:
-    """Pictures that DA3 trains on and the fixed subset that ART is measured on, as uint8."""
+    """Pictures that DA3 trains on and the fixed subset that ART is measured on, as uint8.
+
+    The subset is of photographs that the victim did not learn from, as those are that count.
+    """
     splits = [s for s in SPLITS if s != report_split(params.attack.protocol)]
     pictures = Pictures(layout.clean, splits, size)
+    records = pictures.index.records
     count = min(params.attack.held_out, len(pictures) // 2)
     order = sorted(
         range(len(pictures)),
-        key=lambda i: sample_seed(params.seed, "held-out", pictures.keys[i]),
+        key=lambda i: (
+            records[pictures.keys[i]]["split"] == "train",
+            sample_seed(params.seed, "held-out", pictures.keys[i]),
+        ),
     )
     every = pictures[torch.arange(len(pictures))]
     return every[sorted(order[count:])], every[sorted(order[:count])]

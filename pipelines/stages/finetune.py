@@ -62,8 +62,9 @@ def run_finetune(
     """Fine-tune victim `name`; write models/finetuned/<name> and reports/finetune/<name>.json.
 
     The photographs of the clean training set and the examples of 3AE train, with the scores of the
-    re-annotation; validation chooses the epoch; the clean test split and the test examples of 3AE
-    made against this victim (all of them where there are none) are reported.
+    re-annotation; validation chooses the epoch. Reported on the clean test photographs of which 3AE
+    showed none in train or validation, and on its test examples made against this victim (all of
+    them where there are none).
     """
     settings = params.finetune
     place = layout.threeae if data is None else layout.root / data
@@ -149,6 +150,7 @@ def _harden(
     )
     return {
         "n_train": {"clean": len(clean["train"][0]), "adversarial": len(parts["train"])},
+        "n_test": len(clean["test"][0]),
         "n_old": len(own),
         "own_examples": any(p.victim == name for p in parts["test"]),
         "before": before,

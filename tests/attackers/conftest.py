@@ -57,6 +57,20 @@ class GrainVictim(MeanVictim):
         return 1000 * luma.diff(dim=1).square().mean(dim=(1, 2))
 
 
+class SpikeVictim(MeanVictim):
+    """Its two maps are bright and dark spikes: what stands out from its surroundings, cubed."""
+
+    def maps(self, crops):
+        luma = crops.mean(dim=1, keepdim=True)
+        spikes = luma - torch.nn.functional.avg_pool2d(luma, 5, 1, 2, count_include_pad=False)
+        return [torch.cat([spikes.clamp(min=0), (-spikes).clamp(min=0)], dim=1) ** 3 * 1e3]
+
+
+@pytest.fixture
+def spike_victim():
+    return SpikeVictim()
+
+
 @pytest.fixture
 def mean_victim():
     return MeanVictim()

@@ -3,7 +3,7 @@ import torch
 
 from attackers.dct import band_mask
 from attackers.trigger import Trigger, rms, trigger_bytes
-from attackers.uap import search_trigger
+from attackers.uap import EFFECTS, search_trigger
 
 EPS = 8 / 255
 
@@ -15,7 +15,9 @@ def effect(victim, images, trigger) -> float:
 
 def test_search_beats_random_triggers_of_the_same_size(grain_victim, pictures):
     images = pictures(6, side=48)
-    found, rows = search_trigger(grain_victim, images, epochs=15, batch_size=3, lr=2.0)
+    found, rows = search_trigger(
+        grain_victim, images, effect="signed", epochs=15, batch_size=3, lr=2.0
+    )
     assert rms(found.coefficients) <= EPS * 1.0001
     assert rows[-1]["effect"] > 1.2 * rows[0]["effect"]
     assert found.psnr == pytest.approx(30.07, abs=0.2)
@@ -30,12 +32,34 @@ def test_search_beats_random_triggers_of_the_same_size(grain_victim, pictures):
 
 def test_without_projection_the_penalty_holds_the_bound(grain_victim, pictures):
     found, rows = search_trigger(
-        grain_victim, pictures(4, side=48), epochs=20, project=False, lr=2.0
+        grain_victim, pictures(4, side=48), effect="signed", epochs=20, project=False, lr=2.0
     )
     assert rms(found.coefficients) <= EPS * 1.0001
     assert min(row["psnr"] for row in rows) > 27
     # It went over the bound, and was driven back.
     assert rows[-1]["psnr"] > min(row["psnr"] for row in rows)
+
+
+def apart(victim, images, trigger) -> float:
+    """How far the mean shares of bright and of dark spikes are from each other under +t and -t."""
+    whole = images.float() / 255
+    plus, minus = (victim.maps(trigger(whole, a))[0].mean((0, 2, 3)) for a in (1.0, -1.0))
+    return float((plus - minus).abs().mean())
+
+
+def test_features_of_plus_and_minus_are_driven_apart(spike_victim, pictures):
+    """Far more than by random triggers of the same size, and more than by the first steps."""
+    images = pictures(8, side=64)
+    found, rows = search_trigger(spike_victim, images, epochs=20, batch_size=4, lr=4.0)
+    assert rms(found.coefficients) <= EPS * 1.0001
+    assert rows[-1]["effect"] > rows[0]["effect"]
+    generator = torch.Generator().manual_seed(5)
+    best = 0.0
+    for _ in range(10):
+        values = torch.randn(3, 16, 16, generator=generator) * band_mask("mid")
+        values *= EPS / rms(values)
+        best = max(best, apart(spike_victim, images, Trigger(values)))
+    assert apart(spike_victim, images, found) > 3 * best
 
 
 def test_plus_scores_above_minus(mean_victim, pictures):
@@ -46,21 +70,24 @@ def test_plus_scores_above_minus(mean_victim, pictures):
             return 100 - 400 * (images - 0.5).clamp(min=0).square().mean(dim=(1, 2, 3))
 
     images = pictures(4, side=48)
-    found, _ = search_trigger(Skewed(), images, epochs=3)
+    found, _ = search_trigger(Skewed(), images, effect="signed", epochs=3)
     whole = images.float() / 255
     assert Skewed()(found(whole, 1.0)).mean() >= Skewed()(found(whole, -1.0)).mean()
 
 
-def test_same_seed_same_trigger(grain_victim, pictures):
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_same_seed_same_trigger(spike_victim, pictures, effect):
     one, other, third = (
-        trigger_bytes(search_trigger(grain_victim, pictures(3, side=40), epochs=2, seed=s)[0])
+        trigger_bytes(
+            search_trigger(spike_victim, pictures(3, side=40), effect=effect, epochs=2, seed=s)[0]
+        )
         for s in (0, 0, 1)
     )
     assert one == other != third
 
 
-def test_stays_in_its_band(grain_victim, pictures):
-    found, _ = search_trigger(grain_victim, pictures(2, side=40), band="high", epochs=2)
+def test_stays_in_its_band(spike_victim, pictures):
+    found, _ = search_trigger(spike_victim, pictures(2, side=40), band="high", epochs=2)
     assert not found.coefficients[:, ~band_mask("high")].any()
 
 
@@ -72,9 +99,10 @@ def test_stays_in_its_band(grain_victim, pictures):
         ({"lr": 0}, "lr above 0, got"),
         ({"images": []}, "images must be at least one"),
         ({"band": "middle"}, "band must be one of"),
+        ({"effect": "loud"}, "effect must be one of features, signed, absolute, got 'loud'"),
     ],
 )
-def test_bad_arguments(grain_victim, pictures, arguments, words):
+def test_bad_arguments(spike_victim, pictures, arguments, words):
     arguments = {"images": pictures(2, side=40), **arguments}
     with pytest.raises(ValueError, match=words):
-        search_trigger(grain_victim, **arguments)
+        search_trigger(spike_victim, **arguments)

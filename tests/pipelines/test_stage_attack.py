@@ -151,6 +151,8 @@ def test_no_reported_photograph_is_trained_on(project, tmp_path, monkeypatch, pr
     images = {image.numpy().tobytes() for image in seen["images"]}
     held_out = {image.numpy().tobytes() for image in seen["held_out"]}
     assert len(held_out) == 4
+    # Photographs that the victim did not learn from.
+    assert held_out <= squashed([split for split in trained if split != "train"])
     assert not images & held_out
     assert images | held_out == squashed(trained)
     assert not (images | held_out) & squashed([reported])
