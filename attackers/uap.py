@@ -48,7 +48,8 @@ def search_trigger(
     "features" asks no score: it drives apart what the surrogate's maps, pooled, say of +t and of
     -t, the squared distance of the means in standard deviations over pictures. What a network
     sees apart before it is trained, it learns to score apart from few pictures.
-    images: uint8 (3, H, W) of any sizes. lr: in levels of a coefficient.
+    images: uint8 (3, H, W) of any sizes. lr: in levels of a coefficient, of the first epoch; it
+    falls linearly.
     Returns: the trigger, and a row per epoch: effect (mean |Δ| in % of the scale; for "features"
     the mean squared distance), psnr, loss.
     Raises: ValueError for bad arguments, RuntimeError if the loss is not finite.
@@ -60,6 +61,7 @@ def search_trigger(
     mask = band_mask(band)
     coefficients = _start(effect, mask, eps, generator).to(surrogate.device).requires_grad_(True)
     optimizer = torch.optim.Adam([coefficients], lr=lr)
+    fading = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / epochs, epochs)
     if effect == "features":
         spread = _spread(surrogate, images, generator, batch_size)
     else:
@@ -88,6 +90,7 @@ def search_trigger(
                 _project(coefficients, mask, eps)
             seen += change.item() * len(part) / len(images)
             total += loss.item() * len(part) / len(images)
+        fading.step()
         row = {"epoch": float(epoch), "loss": total, "effect": seen, "psnr": trigger.psnr}
         history.append(row)
         if report:
