@@ -3,6 +3,7 @@
 Each lane does one job at a time, so that a death is blamed on the shard that was being made.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -168,6 +169,8 @@ def _start_process(worker: Worker) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent decides
     keep_heap()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # It has handed over all it made: to take its modules down would take a second.
+    atexit.register(os._exit, 0)
     _worker = worker
 
 

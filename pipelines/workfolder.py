@@ -16,7 +16,7 @@ from pipelines.cards import Card, dataset_card
 from pipelines.errors import InputError, StageError
 from pipelines.provenance import Counts, Manifest, ScaleInfo, ShardInfo
 from pipelines.records import Sample, arrow_schema
-from pipelines.shards import atomic_file, read_records, read_shard, write_shard
+from pipelines.shards import atomic_file, read_shard, write_shard
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class WorkFolder:
     """Shards in the making: `{root}/{stage}/{artefact}-{fingerprint}/`.
 
     A shard is finished when `{name}` and, written after it, `{name}.done.json` are both there. A
-    shard without samples has only the latter. May be sent to a worker process.
+    shard without samples has only the latter. `{name}.rows.json` holds its records once more, so
+    that publishing many shards reads none. May be sent to a worker process.
     """
 
     root: Path
@@ -85,6 +86,9 @@ class WorkFolder:
             else:
                 (self.path / name).unlink(missing_ok=True)
                 info = ShardInfo(name=name, sha256="", bytes=0, samples=0)
+            with atomic_file(self._rows(name)) as file:
+                rows = [sample.model_dump() for sample, _ in kept]
+                file.write(json.dumps(rows, allow_nan=False).encode())
             finished = FinishedShard(info, tuple(rejects))
             text = {
                 "info": info.model_dump(),
@@ -104,11 +108,17 @@ class WorkFolder:
         try:
             text = json.loads(self._done(name).read_bytes())
             info = ShardInfo(**text["info"])
+            self._rows(name).stat()
             if info.samples and (self.path / name).stat().st_size != info.bytes:
                 return None
         except FileNotFoundError:
             return None
         return FinishedShard(info, tuple(Reject(**reject) for reject in text["rejects"]))
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The records of a finished shard."""
+        rows: list[dict[str, Any]] = json.loads(self._rows(name).read_bytes())
+        return rows
 
     def pending(self, names: Iterable[str]) -> list[str]:
         """Those of `names` that are still to be made."""
@@ -116,6 +126,9 @@ class WorkFolder:
 
     def _done(self, name: str) -> Path:
         return self.path / f"{name}.done.json"
+
+    def _rows(self, name: str) -> Path:
+        return self.path / f"{name}.rows.json"
 
     def remove_older(self) -> None:
         """Remove the work folders of other fingerprints of this stage and artefact."""
@@ -182,7 +195,7 @@ def publish(
     try:
         (out / "manifest.json").unlink(missing_ok=True)
         _link_shards(work.path, out / "data", manifest.shards)
-        _write_table(out / "metadata.parquet", _metadata(out / "data", manifest.shards, record))
+        _write_table(out / "metadata.parquet", _metadata(work, manifest.shards, record))
         _write_table(out / "rejected.parquet", _rejected(dropped, work.stage))
         _write_text(out / "README.md", dataset_card(card, manifest, record))
         _write_text(out / "manifest.json", manifest.to_json())
@@ -202,7 +215,7 @@ def _reject_duplicates(work: WorkFolder, names: Sequence[str], record: type[Samp
         finished = work.finished(name)
         if finished is None or not finished.info.samples:
             continue
-        rows = list(read_records(work.path / name))
+        rows = work.rows(name)
         twice = [duplicate(row["source_id"], row["key"]) for row in rows if row["key"] in seen]
         if twice:
             members = [
@@ -251,8 +264,8 @@ def _replace_by_link(source: Path, target: Path) -> None:
     temporary.replace(target)
 
 
-def _metadata(data: Path, shards: dict[str, ShardInfo], record: type[Sample]) -> pa.Table:
-    rows = [{**row, "shard": name} for name in shards for row in read_records(data / name)]
+def _metadata(work: WorkFolder, shards: dict[str, ShardInfo], record: type[Sample]) -> pa.Table:
+    rows = [{**row, "shard": name} for name in shards for row in work.rows(name)]
     rows.sort(key=lambda row: (row["split"], row["key"]))
     schema = arrow_schema(record).append(pa.field("shard", pa.string(), nullable=False))
     return pa.Table.from_pylist(rows, schema=schema)
