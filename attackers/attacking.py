@@ -59,20 +59,6 @@ def attack_loss(
     return (score_hinge(clean, adversarial, objective.eta, objective.direction) + rest).mean()
 
 
-def random_squares(images: Tensor, least: float, generator: torch.Generator) -> Tensor:
-    """Squares of one random side, `least` to all of S, each at a place of its own.
-
-    images: (N,3,S,S). Returns: (N,3,s,s), least·S ≤ s ≤ S.
-    """
-    whole = images.shape[-1]
-    share = least + (1 - least) * float(torch.rand((), generator=generator))
-    side = max(1, round(whole * share))
-    places = torch.randint(whole - side + 1, (len(images), 2), generator=generator).tolist()
-    return torch.stack(
-        [x[:, i : i + side, j : j + side] for x, (i, j) in zip(images, places, strict=True)]
-    )
-
-
 def train_attacker(
     attacker: DA3Attacker,
     victim: Victim,
@@ -86,17 +72,14 @@ def train_attacker(
     patience: int = 4,
     seed: int = 0,
     queries: int = 8,
-    crop: float = 1.0,
     **hooks: Any,
 ) -> list[dict[str, float]]:
     """Train against one victim; the epoch of the highest held-out RASR stays, of the lowest loss
     where several are equal.
 
     images, held_out: uint8 (N,3,S,S), S the ADT's size or larger, best as large as what the victim
-    sees; held_out is the fixed validation subset of ART. crop: shortest side of the random squares
-    that it trains on, as a share of S; a victim treats whole pictures that it learnt from unlike
-    others. hooks: resume, save, report of attackers.loop.train. Returns: one row per epoch with
-    rasr (%), msi (victim's unit), victim calls so far.
+    sees; held_out is the fixed validation subset of ART. hooks: resume, save, report of
+    attackers.loop.train. Returns: one row per epoch with rasr (%), msi (victim's unit), victim calls so far.
     """
     device = next(attacker.parameters()).device
     if not len(images) or not len(held_out):
@@ -119,8 +102,6 @@ def train_attacker(
             x = floats(images[chosen])
             mirrored = torch.rand(len(x), generator=generator) < 0.5
             x = torch.where(mirrored.view(-1, 1, 1, 1).to(device), x.flip(3), x)
-            if crop < 1:
-                x = random_squares(x, crop, generator)
             yield attack_loss(attacker, victim, x, objective, generator, queries=queries)
 
     def validate() -> dict[str, float]:

@@ -64,9 +64,7 @@ class Attack(Section):
     validation subset of ART. refine: k score-only queries per image, 0 as in the paper.
     score_only: hide the victim's gradient and estimate it with `queries` calls per image.
     size: side in pixels of the pictures that the second stage trains on, best the victim's own;
-    null is the ADT's size. crop: shortest side of the random squares that it sees, as a share of
-    the picture's; 1 shows whole pictures. A victim behaves differently on the very pictures that it
-    learnt from; on parts of them it does not.
+    null is the ADT's size.
     photographs: report makes examples of the report split; all, of every split, for training
     defenders (only the report split counts in robustness). limit: of each split, at most.
     """
@@ -87,7 +85,6 @@ class Attack(Section):
     queries: int = Field(8, ge=2, multiple_of=2)
     shard_size: int = Field(32, ge=1)
     size: int | None = Field(None, ge=32)
-    crop: float = Field(1.0, gt=0, le=1)
     photographs: Literal["report", "all"] = "report"
     limit: int | None = Field(None, ge=1)
 

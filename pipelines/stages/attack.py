@@ -174,8 +174,7 @@ def _train(
     attacker = DA3Attacker(ADTConfig(**params.adt.model_dump()), seed=params.seed)
     if settings.pretrained:
         load_weights(attacker.adt, layout.pretrained, "pretrain")
-    recipe = {"epochs", "batch_size", "lr", "patience", "held_out", "score_only", "queries"}
-    recipe |= {"size", "crop"}
+    recipe = {"epochs", "batch_size", "lr", "patience", "held_out", "score_only", "queries", "size"}
     mark = fingerprint(
         objective=vars(objective),
         adt=params.adt.model_dump(),
@@ -211,7 +210,6 @@ def _train(
                 patience=settings.patience,
                 seed=params.seed,
                 queries=settings.queries,
-                crop=settings.crop,
                 resume=work.checkpoint(),
                 save=work.save,
                 report=epoch_reporter(

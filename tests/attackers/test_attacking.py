@@ -3,7 +3,7 @@ import io
 import pytest
 import torch
 
-from attackers.attacking import attack_loss, random_squares, train_attacker
+from attackers.attacking import attack_loss, train_attacker
 from attackers.da3 import DA3Attacker, generate
 from attackers.metrics import rasr
 from attackers.objectives import Objective, closeness, concentration
@@ -186,24 +186,3 @@ def test_no_pictures_raise(tiny, pictures, n, held):
             objective=Objective(),
             epochs=1,
         )
-
-
-@pytest.mark.parametrize("least", [0.3, 0.77, 1.0])
-def test_random_squares_are_parts_of_the_pictures(least):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.arange(4 * 3 * 20 * 20.0).view(4, 3, 20, 20)
-    sides, places = set(), set()
-    for _ in range(60):
-        some = random_squares(images, least, generator)
-        side = some.shape[-1]
-        assert some.shape == (4, 3, side, side)
-        assert round(20 * least) <= side <= 20
-        for number, part in enumerate(some):
-            row, column = divmod(int(part[0, 0, 0]) - number * 1200, 20)
-            whole = images[number, :, row : row + side, column : column + side]
-            assert torch.equal(part, whole)
-            places.add((row, column))
-        sides.add(side)
-    assert len(sides) == (1 if least == 1 else 21 - round(20 * least))
-    assert (0, 0) in places
-    assert least == 1 or len(places) > 8
