@@ -74,12 +74,12 @@ def train_attacker(
     queries: int = 8,
     **hooks: Any,
 ) -> list[dict[str, float]]:
-    """Train against one victim; the epoch of the highest held-out RASR stays, of the lowest loss
-    where several are equal.
+    """Train against one victim; the epoch of the highest held-out RASR stays, the lower loss first.
 
     images, held_out: uint8 (N,3,S,S), S the ADT's size or larger, best as large as what the victim
     sees; held_out is the fixed validation subset of ART. hooks: resume, save, report of
-    attackers.loop.train. Returns: one row per epoch with rasr (%), msi (victim's unit), victim calls so far.
+    attackers.loop.train. Returns: one row per epoch with rasr (%), msi (victim's unit), victim
+    calls so far.
     """
     device = next(attacker.parameters()).device
     if not len(images) or not len(held_out):
