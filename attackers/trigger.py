@@ -41,7 +41,7 @@ class Trigger:
     """BAIQA's trigger: T(x, α·t) = IDCT(DCT(x) + α·t) on 16×16 blocks of YCbCr, clamped.
 
     The transform is linear and t is the same in every block, so one constant tile is repeated
-    over the picture: `tile`. That is the whole injection, 27 to 48 times as fast as the blocks.
+    over the picture: `tile`. That is the whole injection, little slower than a copy.
     coefficients: (3, 16, 16) orthonormal DCT-II coefficients of Y, Cb, Cr in levels of 0-255; those
     outside the band must be 0. origin: where the grid starts: top-left, or centred, as where a
     picture is padded evenly to whole blocks (by 6 for 500 pixels).
