@@ -74,7 +74,7 @@ def train_attacker(
     queries: int = 8,
     **hooks: Any,
 ) -> list[dict[str, float]]:
-    """Train against one victim; the epoch of the highest held-out RASR stays, the lower loss first.
+    """Train against one victim; the epoch with the lowest held-out loss stays.
 
     images, held_out: uint8 (N,3,S,S), S the ADT's size or larger, best as large as what the victim
     sees; held_out is the fixed validation subset of ART. hooks: resume, save, report of
@@ -131,6 +131,5 @@ def train_attacker(
         lr=lr,
         patience=patience,
         rates=RATES,
-        rank=lambda row: (-row["rasr"], row["loss"]),
         **hooks,
     )

@@ -18,13 +18,8 @@ class Progress:
     epoch: int = 0
     steps: int = 0
     seconds: float = 0.0
-    best: tuple[float, ...] = (math.inf,)
+    best: float = math.inf
     history: list[dict[str, float]] = field(default_factory=list)
-
-
-def by_loss(row: dict[str, float]) -> tuple[float, ...]:
-    """The lower the better."""
-    return (row["loss"],)
 
 
 Save = Callable[[dict[str, Any]], None]
@@ -39,12 +34,11 @@ def train(
     lr: float = 2e-4,
     patience: int = 4,
     rates: dict[str, float] | None = None,
-    rank: Callable[[dict[str, float]], tuple[float, ...]] = by_loss,
     resume: dict[str, Any] | None = None,
     save: Save | None = None,
     report: Callable[[dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
-    """Train with Adam and ReduceLROnPlateau (factor 0.1); keep the epoch of the lowest `rank`.
+    """Train with Adam and ReduceLROnPlateau (factor 0.1); keep the epoch of the lowest `loss`.
 
     losses: epoch -> the loss of each step, one graph at a time; it must draw from generators
     seeded by the epoch alone, then a training resumed from `save` ends in the same weights.
@@ -83,8 +77,8 @@ def train(
                 f"lower lr ({lr})"
             )
         state.history.append(row)
-        if rank(row) < state.best or not best_weights:
-            state.best = rank(row)
+        if row["loss"] < state.best or not best_weights:
+            state.best = row["loss"]
             best_weights = copy.deepcopy(model.state_dict())
         if report:
             report(row)

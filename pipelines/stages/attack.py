@@ -29,6 +29,7 @@ from pipelines.stages.common import (
     device,
     epoch_reporter,
     precision,
+    report_split,
     torch_threads,
     trained_victim,
 )
@@ -67,15 +68,6 @@ class AttackJob:
     def count(self) -> int:
         """Images to be made."""
         return len(self.keys)
-
-
-def report_split(protocol: str) -> str:
-    """The split whose examples count; DA3 trains on the other two.
-
-    By default no photograph that DA3 or the victim saw is reported on. `paper`: reports on images
-    that the victim was trained on.
-    """
-    return "train" if protocol == "paper" else "test"
 
 
 def run_attack(

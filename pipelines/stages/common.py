@@ -171,3 +171,12 @@ def epoch_reporter(what: str, epochs: int, columns: tuple[str, ...]) -> Callable
         print(f"{what}: epoch {row['epoch']:.0f}/{epochs}, {values}", file=sys.stderr, flush=True)
 
     return report
+
+
+def report_split(protocol: str) -> str:
+    """The split whose examples count; DA3 trains on the other two.
+
+    By default no photograph that DA3 or the victim saw is reported on. `paper`: reports on images
+    that the victim was trained on.
+    """
+    return "train" if protocol == "paper" else "test"

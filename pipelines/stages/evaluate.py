@@ -19,8 +19,14 @@ from pipelines.params import Params
 from pipelines.pictures import read_manifest
 from pipelines.records import image_key
 from pipelines.shards import ShardIndex, atomic_file
-from pipelines.stages.attack import report_split
-from pipelines.stages.common import Layout, device, hardware, torch_threads, trained_victim
+from pipelines.stages.common import (
+    Layout,
+    device,
+    hardware,
+    report_split,
+    torch_threads,
+    trained_victim,
+)
 from victims.base import TorchVictim, score_images
 from victims.registry import load_victim
 

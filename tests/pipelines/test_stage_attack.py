@@ -20,7 +20,8 @@ from pipelines.pictures import squash
 from pipelines.records import SPLITS, AESample
 from pipelines.shards import ShardIndex
 from pipelines.stages import attack
-from pipelines.stages.attack import report_split, run_attack
+from pipelines.stages.attack import run_attack
+from pipelines.stages.common import report_split
 from pipelines.stages.evaluate import robustness
 from victims.registry import load_victim, victim_sha256
 
