@@ -90,7 +90,7 @@ def settings(root: Path, **changes: Any) -> dict[str, Any]:
                 "modes": list(MODES),
                 "objectives": {
                     "unrestricted": {"alpha": 0},
-                    "restricted": {"alpha": 0.02, "min_psnr": 55},
+                    "restricted": {"alpha": 0.02, "min_psnr": 60},
                 },
                 "epochs": 1,
                 "batch_size": 5,
