@@ -300,7 +300,8 @@ def run_flow(
 ) -> list[dict[str, Any]]:
     """Run a flow against `server` (…/api), the server of the Prefect profile, or a temporary one.
 
-    cron: do not run now, serve it on this schedule until interrupted. Returns: the table of the
+    cron: do not run now, serve it on this schedule until interrupted; not with a temporary server,
+    which schedules nothing. Returns: the table of the
     stages. Raises InputError for an unknown name, FlowFailed when a stage failed.
     """
     if name not in FLOWS:
@@ -310,6 +311,11 @@ def run_flow(
     if server is not None:
         changes[PREFECT_API_URL] = _reachable(server)
     elif PREFECT_API_URL.value() is None:
+        if cron is not None:
+            raise InputError(
+                f"cron must come with the server of a schedule, got {cron!r} and no --server: a "
+                "temporary one starts nothing by the clock"
+            )
         changes[PREFECT_SERVER_ALLOW_EPHEMERAL_MODE] = True
         print(
             "starting a temporary Prefect server (20 to 60 s on two cores); `prefect server "

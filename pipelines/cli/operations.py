@@ -32,7 +32,7 @@ def flow_command(
     ] = False,
     poll: Annotated[float, typer.Option(min=0.1, help="--wait: seconds between looks.")] = 300,
     cron: Annotated[
-        str | None, typer.Option(help="Serve on this schedule instead of running now.")
+        str | None, typer.Option(help="Serve on this schedule of --server instead of running now.")
     ] = None,
     root: RootOption = ROOT,
     as_json: JsonOption = False,

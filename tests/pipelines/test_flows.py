@@ -143,6 +143,8 @@ def test_bad_input():
         run_flow("build", server="localhost")
     with pytest.raises(StageError, match="server must be a running Prefect server"):
         run_flow("build", server="http://127.0.0.1:9/api")
+    with pytest.raises(InputError, match="cron must come with the server of a schedule"):
+        run_flow("build", cron="0 3 * * *")
 
 
 # With a server
