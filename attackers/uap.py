@@ -64,8 +64,15 @@ def search_trigger(
     fading = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / epochs, epochs)
     if effect == "features":
         spread = _spread(surrogate, images, generator, batch_size)
+
+        def measure(some: list[Tensor], trigger: Trigger) -> Tensor:
+            return _separation(surrogate, some, trigger, generator, spread)
     else:
-        spread, per_cent = None, 100 / surrogate.scale.range
+        per_cent = 100 / surrogate.scale.range
+
+        def measure(some: list[Tensor], trigger: Trigger) -> Tensor:
+            return _effect(surrogate, some, trigger, generator, effect) * per_cent
+
     history: list[Row] = []
     for epoch in range(1, epochs + 1):
         seen = total = 0.0
@@ -74,10 +81,7 @@ def search_trigger(
             kept = coefficients * mask.to(coefficients)
             trigger = Trigger(kept, band, origin)
             some = [images[i] for i in part.tolist()]
-            if spread is not None:
-                change = _separation(surrogate, some, trigger, generator, spread)
-            else:
-                change = _effect(surrogate, some, trigger, generator, effect) * per_cent
+            change = measure(some, trigger)
             # Projected, t is on the bound to rounding, which must not switch the penalty on.
             size = kept.new_tensor(eps**2) if project else rms(kept).square().clamp_min(eps**2)
             loss = lam * size - change
@@ -132,16 +136,28 @@ def _effect(
     effect: str,
 ) -> Tensor:
     """What the search maximises, on one random crop of each picture, in units of the scale: ()."""
-    whole = [image.to(surrogate.device).float()[None] / 255 for image in images]
     if effect == "signed":
-        both = [torch.cat([trigger(image, 1.0), trigger(image, -1.0)]) for image in whole]
-        crops = random_crops(both, surrogate.input_size, generator)
+        crops = _both_signs(surrogate, images, trigger, generator)
         return (surrogate(crops[:, 0]) - surrogate(crops[:, 1])).mean() / 2
-    both = [torch.cat([image, trigger(image, 1.0)]) for image in whole]
+    both = [torch.cat([image, trigger(image, 1.0)]) for image in _floats(surrogate, images)]
     crops = random_crops(both, surrogate.input_size, generator)
     with torch.no_grad():
         before = surrogate(crops[:, 0])
     return (surrogate(crops[:, 1]) - before).abs().mean()
+
+
+def _both_signs(
+    surrogate: CropVictim, images: Sequence[Tensor], trigger: Trigger, generator: torch.Generator
+) -> Tensor:
+    """The same random crop of each picture with +t and with -t: (n, 2, 3, size, size)."""
+    whole = _floats(surrogate, images)
+    both = [torch.cat([trigger(image, 1.0), trigger(image, -1.0)]) for image in whole]
+    return random_crops(both, surrogate.input_size, generator)
+
+
+def _floats(surrogate: CropVictim, images: Sequence[Tensor]) -> list[Tensor]:
+    """Pictures as batches of one in [0, 1], where the surrogate computes."""
+    return [image.to(surrogate.device).float()[None] / 255 for image in images]
 
 
 def _separation(
@@ -156,9 +172,7 @@ def _separation(
     Each picture gives both signs at the same place, so its content cancels. The product of the
     means of two halves does not grow with the noise of either, as the square of one would.
     """
-    whole = [image.to(surrogate.device).float()[None] / 255 for image in images]
-    both = [torch.cat([trigger(image, 1.0), trigger(image, -1.0)]) for image in whole]
-    crops = random_crops(both, surrogate.input_size, generator)
+    crops = _both_signs(surrogate, images, trigger, generator)
     seen = _pooled(surrogate, crops.flatten(0, 1)).view(len(images), 2, -1)
     shift = (seen[:, 0] - seen[:, 1]) / spread
     if len(shift) == 1:
@@ -174,8 +188,8 @@ def _spread(
     seen = []
     for start in range(0, len(images), batch_size):
         some = images[start : start + batch_size]
-        whole = [image.to(surrogate.device).float()[None] / 255 for image in some]
-        seen.append(_pooled(surrogate, random_crops(whole, surrogate.input_size, generator)[:, 0]))
+        crops = random_crops(_floats(surrogate, some), surrogate.input_size, generator)
+        seen.append(_pooled(surrogate, crops[:, 0]))
     return torch.cat(seen).std(0, correction=0) + 1e-3
 
 

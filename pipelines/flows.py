@@ -301,8 +301,8 @@ def run_flow(
     """Run a flow against `server` (…/api), the server of the Prefect profile, or a temporary one.
 
     cron: do not run now, serve it on this schedule until interrupted; not with a temporary server,
-    which schedules nothing. Returns: the table of the
-    stages. Raises InputError for an unknown name, FlowFailed when a stage failed.
+    which schedules nothing. Returns: the table of the stages. Raises InputError for an unknown
+    name, FlowFailed when a stage failed.
     """
     if name not in FLOWS:
         raise InputError(f"flow must be one of {', '.join(FLOWS)}, got {name!r}")

@@ -172,7 +172,7 @@ def publish(
     removed, so the disk does not grow. Raises StageError when a shard is missing, nothing was
     kept, or in = kept + rejected does not hold.
     """
-    _reject_duplicates(work, names, record)
+    rows = _unique_rows(work, names, record)
     shards = []
     dropped = list(rejects)
     for name in names:
@@ -195,7 +195,7 @@ def publish(
     try:
         (out / "manifest.json").unlink(missing_ok=True)
         _link_shards(work.path, out / "data", manifest.shards)
-        _write_table(out / "metadata.parquet", _metadata(work, manifest.shards, record))
+        _write_table(out / "metadata.parquet", _metadata(rows, record))
         _write_table(out / "rejected.parquet", _rejected(dropped, work.stage))
         _write_text(out / "README.md", dataset_card(card, manifest, record))
         _write_text(out / "manifest.json", manifest.to_json())
@@ -208,8 +208,14 @@ def publish(
     return manifest
 
 
-def _reject_duplicates(work: WorkFolder, names: Sequence[str], record: type[Sample]) -> None:
-    """A shard cannot know the others while it is made: the few concerned are written again."""
+def _unique_rows(
+    work: WorkFolder, names: Sequence[str], record: type[Sample]
+) -> list[dict[str, Any]]:
+    """The records of all shards, each with its shard, after duplicates were rejected.
+
+    A shard cannot know the others while it is made: the few concerned are written again.
+    """
+    unique: list[dict[str, Any]] = []
     seen: set[str] = set()
     for name in names:
         finished = work.finished(name)
@@ -224,7 +230,9 @@ def _reject_duplicates(work: WorkFolder, names: Sequence[str], record: type[Samp
                 if row["key"] not in seen
             ]
             work.write(name, members, [*finished.rejects, *twice])
+        unique += [{**row, "shard": name} for row in rows if row["key"] not in seen]
         seen.update(row["key"] for row in rows)
+    return unique
 
 
 def _reconcile(n_in: int, shards: list[ShardInfo], dropped: list[Reject]) -> Counts:
@@ -264,8 +272,7 @@ def _replace_by_link(source: Path, target: Path) -> None:
     temporary.replace(target)
 
 
-def _metadata(work: WorkFolder, shards: dict[str, ShardInfo], record: type[Sample]) -> pa.Table:
-    rows = [{**row, "shard": name} for name in shards for row in work.rows(name)]
+def _metadata(rows: list[dict[str, Any]], record: type[Sample]) -> pa.Table:
     rows.sort(key=lambda row: (row["split"], row["key"]))
     schema = arrow_schema(record).append(pa.field("shard", pa.string(), nullable=False))
     return pa.Table.from_pylist(rows, schema=schema)

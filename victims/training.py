@@ -79,26 +79,20 @@ def train_victim(
     Raises: ValueError for bad arguments, RuntimeError if the loss is not finite.
     """
     _check(model, loss, epochs, batch_size, crop)
-    if solver not in SOLVERS:
-        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
-    if solver == "lbfgs" and not freeze_backbone:
-        raise ValueError("solver must be adamw where freeze_backbone is false, got 'lbfgs'")
+    _check_solver(solver, freeze_backbone)
     _check_data(train=train, validation=validation)
     rates = (lr, 10 * lr if head_lr is None else head_lr)
     with _own_randomness(seed, model.device):
         task: HeadTask | FullTask
-        epoch: Epoch
-        if solver == "lbfgs":
-            task = HeadTask(
-                model, train, validation, batch_size, num_workers, flip, one_deviation=True
-            )
+        data = (model, train, validation, batch_size, num_workers, flip)
+        if freeze_backbone:
+            task = HeadTask(*data, one_deviation=solver == "lbfgs")
+        else:
+            task = FullTask(*data)
+            task.crop, task.freeze_batchnorm = crop, freeze_batchnorm
+        if solver == "lbfgs" and isinstance(task, HeadTask):
             epoch = _path(task, loss, weight_decay)
         else:
-            if freeze_backbone:
-                task = HeadTask(model, train, validation, batch_size, num_workers, flip)
-            else:
-                task = FullTask(model, train, validation, batch_size, num_workers, flip)
-                task.crop, task.freeze_batchnorm = crop, freeze_batchnorm
             epoch = _descent(task, loss, epochs, rates, weight_decay, seed)
         try:
             return _fit(task, epochs, epoch, progress)
@@ -232,6 +226,13 @@ def _check(model: Nima, loss: str, epochs: int, batch_size: int, crop: float) ->
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not 0 < crop <= 1:
         raise ValueError(f"crop must be in (0, 1], got {crop}")
+
+
+def _check_solver(solver: str, freeze_backbone: bool) -> None:
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    if solver == "lbfgs" and not freeze_backbone:
+        raise ValueError("solver must be adamw where freeze_backbone is false, got 'lbfgs'")
 
 
 def _check_data(**splits: ScoredImages) -> None:

@@ -64,9 +64,9 @@ class Attack(Section):
     validation subset of ART. refine: k score-only queries per image, 0 as in the paper.
     score_only: hide the victim's gradient and estimate it with `queries` calls per image.
     size: side in pixels of the pictures that the second stage trains on, best the victim's own;
-    null is the ADT's size.
-    photographs: report makes examples of the report split; all, of every split, for training
-    defenders (only the report split counts in robustness). limit: of each split, at most.
+    null is the ADT's size. photographs: report makes examples of the report split; all, of every
+    split, for training defenders (only the report split counts in robustness). limit: photographs
+    of each split that are attacked.
     """
 
     victims: list[str] = Field(min_length=1)
