@@ -179,7 +179,9 @@ def _attack_again(
 ) -> dict[str, Any]:
     """Train a new DA3Attacker against the fine-tuned victim and measure it."""
     hardened = Hardened(layout.root)
-    settings = params.attack.model_copy(update={"photographs": "report"})
+    # `unseen` are photographs of test, whatever the protocol and the limit of the old examples.
+    same = {"photographs": "report", "protocol": "split", "limit": None}
+    settings = params.attack.model_copy(update=same)
     run_attack(params.model_copy(update={"attack": settings}), hardened, name, mode)
     victim = load_victim(hardened.victim(name), device())
     history = read_history(hardened.attacker(name, mode) / HISTORY)

@@ -58,6 +58,14 @@ def test_a_new_attacker_is_trained_against_it(finetuned):
     assert "new attacker, unrestricted" in text
 
 
+def test_neither_protocol_nor_limit_takes_the_test_photographs_away(finetuned, tmp_path):
+    project, report = finetuned
+    other = project.copy(tmp_path / "p")
+    params = other.params(attack__protocol="paper", attack__limit=1)
+    again = run_finetune(params, other.layout, "net")
+    assert again["new_attacker"]["unrestricted"]["n"] == report["n_test"]
+
+
 class Small(nn.Module):
     """A user's own model."""
 
