@@ -10,8 +10,10 @@ from attackers.adt import ADT, ADTConfig
 from attackers.coordinator import Coordinator
 from attackers.filters import FILTERS, bounded, clamp_through
 from attackers.objectives import Objective
-from attackers.projections import at_once, draw_back, quantize, towards
+from attackers.projections import at_once, draw_back, quantize
 from victims.base import Victim
+
+MAX_REFINE = 1 + len(FILTERS)
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class Plan:
 class Examples:
     """Finished adversarial examples, as they will be stored.
 
-    images: (N,3,H,W) on the 8-bit grid. scores_clean, scores: (N,) of the victim on the clean
-    images and on `images`. line: (N,) fraction of the way from x to the free y that was kept.
-    queries: victim calls per image.
+    images: (N,3,H,W) on the 8-bit grid. plan: what made them. scores_clean, scores: (N,) of the
+    victim on the clean images and on `images`. line: (N,) fraction of the way from x to what the
+    plan makes that was kept. queries: victim calls per image.
     """
 
     images: Tensor
@@ -49,10 +51,23 @@ def combine(images: Tensor, plan: Plan) -> Tensor:
         return torch.cat([combine(x, Plan(w, s)) for x, w, s in parts])
     total = torch.zeros_like(images)
     for i, apply in enumerate(FILTERS.values()):
-        total = torch.addcmul(
-            total, apply(images, plan.strengths[:, i]), plan.weights[:, i].view(-1, 1, 1, 1)
-        )
+        p = plan.strengths[:, i]
+        # A filter without strength is the identity to the bit.
+        idle = not torch.is_grad_enabled() and not bool(p.any())
+        y = images if idle else apply(images, p)
+        total = torch.addcmul(total, y, plan.weights[:, i].view(-1, 1, 1, 1))
     return clamp_through(total)
+
+
+def alone(plan: Plan, rank: int) -> Plan:
+    """The plan with the strength of one filter only, in each picture its rank-th largest share.
+
+    A filter's share of the change is its weight times its strength; rank 0 is the largest.
+    """
+    order = (plan.weights * plan.strengths.abs()).argsort(dim=1, descending=True, stable=True)
+    chosen = order[:, rank : rank + 1]
+    kept = torch.zeros_like(plan.strengths).scatter(1, chosen, plan.strengths.gather(1, chosen))
+    return Plan(plan.weights, kept)
 
 
 class DA3Attacker(nn.Module):
@@ -119,27 +134,32 @@ def generate(
 ) -> Examples:
     """Make the adversarial examples of a batch at its own resolution.
 
-    images: (N,3,H,W) in [0,1] on the 8-bit grid. refine: 0, or k: of k points on the segment from
-    x to y (its end among them) keep the one that the victim scores best, k queries per image.
+    images: (N,3,H,W) in [0,1] on the 8-bit grid. refine: 0, or k ≤ 15: of y and what the k-1
+    filters with the largest shares in it do alone, keep what the victim scores best; k queries per
+    image. The design takes k points between x and y; where y fails they mostly fail as well, as
+    the score falls along all of the line, while some filter alone still raises it.
     """
-    if refine < 0:
-        raise ValueError(f"refine must be ≥ 0, got {refine}")
+    if not 0 <= refine <= MAX_REFINE:
+        raise ValueError(f"refine must be in [0, {MAX_REFINE}], got {refine}")
     free, plan = attacker(images)
-    ones = images.new_ones(len(images))
-    if objective.min_psnr is None:
-        end, kept = quantize(free), ones
-    else:
-        end, kept = draw_back(images, free, objective.min_psnr)
+    end, kept = _finish(images, free, objective)
     clean, best = victim(images), victim(end)
     sign = 1 if objective.direction == "raise" else -1
-    queries, whole = 1, kept
-    for k in range(1, refine):
-        part = whole * k / refine
-        point = quantize(towards(images, free, part))
+    strengths = plan.strengths
+    for rank in range(refine - 1):
+        other = alone(plan, rank)
+        point, fraction = _finish(images, combine(images, other), objective)
         score = victim(point)
         better = sign * score > sign * best
         best = torch.where(better, score, best)
+        kept = torch.where(better, fraction, kept)
         end = torch.where(better.view(-1, 1, 1, 1), point, end)
-        kept = torch.where(better, part, kept)
-        queries += 1
-    return Examples(end, plan, clean, best, kept, queries)
+        strengths = torch.where(better.view(-1, 1), other.strengths, strengths)
+    return Examples(end, Plan(plan.weights, strengths), clean, best, kept, max(1, refine))
+
+
+def _finish(images: Tensor, free: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """The example as it may be stored, and the kept fraction (N,) of the line from x to `free`."""
+    if objective.min_psnr is None:
+        return quantize(free), images.new_ones(len(images))
+    return draw_back(images, free, objective.min_psnr)

@@ -80,7 +80,7 @@ class Attack(Section):
     lr: float = Field(2e-4, gt=0)
     patience: int = Field(4, ge=0)
     held_out: int = Field(32, ge=1)
-    refine: int = Field(0, ge=0)
+    refine: int = Field(0, ge=0, le=15)
     score_only: bool = False
     queries: int = Field(8, ge=2, multiple_of=2)
     shard_size: int = Field(32, ge=1)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from attackers.adt import ADTConfig
 from attackers.da3 import DA3Attacker, Plan, combine, generate
 from attackers.filters import FILTERS
 from attackers.objectives import Objective
-from attackers.projections import psnr, quantize, towards
+from attackers.projections import draw_back, psnr, quantize, towards
 from victims.base import ScoreOnly, ScoreScale
 from victims.toy import BrightnessVictim, LinearVictim
 
@@ -53,6 +54,9 @@ def test_without_a_gradient_large_batches_are_combined_alike():
     with torch.no_grad():
         pieces = combine(images, plan)
     torch.testing.assert_close(whole, pieces)
+    still = Plan(plan.weights, torch.zeros(5, 14))
+    with torch.no_grad():
+        torch.testing.assert_close(combine(images, still), images)
     assert combine(images[:0], Plan(plan.weights[:0], plan.strengths[:0])).shape[0] == 0
 
 
@@ -130,13 +134,24 @@ def test_refine_takes_the_best_of_k(direction, min_psnr, k):
     objective = Objective(direction=direction, min_psnr=min_psnr)
     plain = generate(attacker, victim, images, objective=objective)
     made = generate(attacker, victim, images, objective=objective, refine=k)
-    free = combine(images, plain.plan)
-    points = [quantize(towards(images, free, plain.line * j / k)) for j in range(1, k + 1)]
-    scores = torch.stack([victim(point) for point in points])
+    shares = (plain.plan.weights * plain.plan.strengths).abs().numpy()
+    scores = [plain.scores]
+    for rank in range(k - 1):
+        strengths = torch.zeros_like(plain.plan.strengths)
+        for n, row in enumerate(shares):
+            chosen = int(np.argsort(-row)[rank])
+            strengths[n, chosen] = plain.plan.strengths[n, chosen]
+        point = combine(images, Plan(plain.plan.weights, strengths))
+        point = quantize(point) if min_psnr is None else draw_back(images, point, min_psnr)[0]
+        scores.append(victim(point))
+    scores = torch.stack(scores)
     best = scores.amax(0) if direction == "raise" else scores.amin(0)
     torch.testing.assert_close(made.scores, best, rtol=0, atol=1e-4)
     sign = 1 if direction == "raise" else -1
     assert (sign * (made.scores - plain.scores) >= 0).all()
+    # Where one filter alone was better, the plan says so.
+    changed = (made.scores != plain.scores).tolist()
+    assert (made.plan.strengths != 0).sum(1).tolist() == [1 if c else 14 for c in changed]
 
 
 def test_an_image_does_not_depend_on_its_batch():
@@ -155,6 +170,7 @@ def test_seeds_reproduce():
     assert any(not torch.equal(first[k], other[k]) for k in first)
 
 
-def test_bad_refine_raises():
-    with pytest.raises(ValueError, match="refine must be ≥ 0, got -1"):
-        generate(woken(), LinearVictim(SCALE), stored(), objective=Objective(), refine=-1)
+@pytest.mark.parametrize("refine", [-1, 16])
+def test_bad_refine_raises(refine):
+    with pytest.raises(ValueError, match=rf"refine must be in \[0, 15\], got {refine}"):
+        generate(woken(), LinearVictim(SCALE), stored(), objective=Objective(), refine=refine)

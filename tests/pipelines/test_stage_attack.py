@@ -123,9 +123,11 @@ def test_refine_is_never_worse(project, tmp_path, direction):
     gains = [sign * (refined[p]["score_adv"] - plain[p]["score_adv"]) for p in plain]
     assert min(gains) >= 0
     for parent, row in refined.items():
-        # The same attacker, and no farther along the same line.
+        # The same attacker, and its whole plan or one filter of it.
         assert row["weights"] == plain[parent]["weights"]
-        assert row["alpha_line"] <= plain[parent]["alpha_line"]
+        kept = np.flatnonzero(row["strengths"])
+        assert len(kept) in (1, 14)
+        assert all(row["strengths"][i] == plain[parent]["strengths"][i] for i in kept)
 
 
 @pytest.mark.parametrize("protocol", ["split", "paper"])
