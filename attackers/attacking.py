@@ -1,5 +1,6 @@
 """Second stage: coordinator and latent spaces learn to deceive one victim (formula 6)."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,5 +132,6 @@ def train_attacker(
         lr=lr,
         patience=patience,
         rates=RATES,
+        decay_steps=epochs * math.ceil(len(images) / batch_size),
         **hooks,
     )

@@ -34,6 +34,7 @@ def train(
     lr: float = 2e-4,
     patience: int = 4,
     rates: dict[str, float] | None = None,
+    decay_steps: int | None = None,
     resume: dict[str, Any] | None = None,
     save: Save | None = None,
     report: Callable[[dict[str, float]], None] | None = None,
@@ -43,7 +44,8 @@ def train(
     losses: epoch -> the loss of each step, one graph at a time; it must draw from generators
     seeded by the epoch alone, then a training resumed from `save` ends in the same weights.
     rates: factors on lr for parameters by the first part of their name. Gradients are clipped to
-    norm 1: a step that breaks what was learned costs more than a slow one.
+    norm 1: a step that breaks what was learned costs more than a slow one. decay_steps: the rate
+    also falls linearly to nothing over so many steps.
     validate: metrics on held-out data, `loss` among them. Returns: one row per epoch, epoch 0
     (untrained) first, with steps and hours spent in training so far.
     Raises RuntimeError where the loss is not finite.
@@ -59,6 +61,9 @@ def train(
         [{"params": members, "lr": lr * rate} for rate, members in groups.items()], fused=True
     )
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=patience)
+    fading = None
+    if decay_steps:
+        fading = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / decay_steps, decay_steps)
     state = Progress()
     best_weights: dict[str, Tensor] = {}
 
@@ -87,6 +92,8 @@ def train(
         model.load_state_dict(resume["model"])
         optimizer.load_state_dict(resume["optimizer"])
         plateau.load_state_dict(resume["plateau"])
+        if fading:
+            fading.load_state_dict(resume["fading"])
         best_weights = resume["best_weights"]
         state = Progress(**resume["progress"])
     else:
@@ -102,6 +109,8 @@ def train(
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
+            if fading:
+                fading.step()
             state.steps += 1
         state.seconds += time.perf_counter() - began
         state.epoch += 1
@@ -113,6 +122,7 @@ def train(
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "plateau": plateau.state_dict(),
+                    "fading": fading and fading.state_dict(),
                     "best_weights": best_weights,
                     "progress": vars(state),
                 }
