@@ -138,10 +138,12 @@ def test_refine_takes_the_best_of_k(direction, min_psnr, k):
     scores = [plain.scores]
     for rank in range(k - 1):
         strengths = torch.zeros_like(plain.plan.strengths)
+        weights = torch.full_like(strengths, 0.85 / 13)
         for n, row in enumerate(shares):
             chosen = int(np.argsort(-row)[rank])
             strengths[n, chosen] = plain.plan.strengths[n, chosen]
-        point = combine(images, Plan(plain.plan.weights, strengths))
+            weights[n, chosen] = 0.15
+        point = combine(images, Plan(weights, strengths))
         point = quantize(point) if min_psnr is None else draw_back(images, point, min_psnr)[0]
         scores.append(victim(point))
     scores = torch.stack(scores)
@@ -152,6 +154,7 @@ def test_refine_takes_the_best_of_k(direction, min_psnr, k):
     # Where one filter alone was better, the plan says so.
     changed = (made.scores != plain.scores).tolist()
     assert (made.plan.strengths != 0).sum(1).tolist() == [1 if c else 14 for c in changed]
+    torch.testing.assert_close(made.plan.weights.sum(1), torch.ones(4))
 
 
 def test_an_image_does_not_depend_on_its_batch():

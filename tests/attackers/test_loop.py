@@ -39,8 +39,10 @@ def without_hours(history):
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
-def test_resumed_is_run_through_bit_for_bit(stop):
+@pytest.mark.parametrize("decay_steps", [None, 18])
+def test_resumed_is_run_through_bit_for_bit(stop, decay_steps):
     kept = []
+    arguments = {"epochs": 6, "lr": 0.05, "patience": 0, "decay_steps": decay_steps}
 
     def save(state):
         buffer = io.BytesIO()
@@ -48,13 +50,13 @@ def test_resumed_is_run_through_bit_for_bit(stop):
         kept.append(buffer.getvalue())
 
     whole = Problem()
-    history = whole.train(epochs=6, lr=0.05, patience=0, save=save)
+    history = whole.train(**arguments, save=save)
     assert len(kept) == 6
     part = Problem()
     with torch.no_grad():
         part.model.weight.zero_()  # nothing but the checkpoint counts
     resume = torch.load(io.BytesIO(kept[stop - 1]))
-    again = part.train(epochs=6, lr=0.05, patience=0, resume=resume)
+    again = part.train(**arguments, resume=resume)
     assert without_hours(again) == without_hours(history)
     for ours, theirs in zip(part.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -94,6 +96,14 @@ def test_the_rate_falls_on_a_plateau():
     rates = [row["lr"] for row in history]
     assert rates[:5] == [0.1] * 5
     assert rates[5:8] == pytest.approx([0.01] * 3)
+
+
+def test_the_rate_falls_linearly_over_the_training_and_on_a_plateau():
+    history = Problem([1.0] * 5).train(epochs=4, lr=0.12, patience=1, decay_steps=12)
+    rates = [row["lr"] for row in history]
+    left = [1 - 11 / 12 * steps / 12 for steps in (0, 3, 6, 9, 12)]
+    plateau = [1, 1, 1, 1, 0.1]
+    assert rates == pytest.approx([0.12 * a * b for a, b in zip(left, plateau, strict=True)])
 
 
 def test_no_epochs_only_validates():
