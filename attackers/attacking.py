@@ -11,7 +11,7 @@ from attackers.da3 import DA3Attacker, Plan, generate
 from attackers.loop import train
 from attackers.metrics import msi, rasr
 from attackers.objectives import Objective, closeness, concentration, score_hinge
-from attackers.projections import line_fraction, towards
+from attackers.projections import line_fraction, quantize, towards
 from attackers.spsa import spsa_gradient
 from victims.base import Victim
 
@@ -41,6 +41,8 @@ def attack_loss(
     rest = objective.lam * concentration(plan.weights)
     if objective.alpha:
         rest = rest + objective.alpha * closeness(images, y, objective.pixels, generator)
+    # The victim will see what is stored: rounding swallows small steps. Its gradient is passed on.
+    y = y + (quantize(y) - y).detach()
     if victim.differentiable:
         adversarial = victim(y) / unit
     else:

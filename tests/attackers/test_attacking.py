@@ -7,7 +7,7 @@ from attackers.attacking import attack_loss, train_attacker
 from attackers.da3 import DA3Attacker, generate
 from attackers.metrics import rasr
 from attackers.objectives import Objective, closeness, concentration
-from attackers.projections import psnr
+from attackers.projections import psnr, quantize
 from victims.base import ScoreOnly, ScoreScale
 from victims.toy import BrightnessVictim, LinearVictim
 
@@ -186,3 +186,16 @@ def test_no_pictures_raise(tiny, pictures, n, held):
             objective=Objective(),
             epochs=1,
         )
+
+
+def test_the_victim_is_shown_what_would_be_stored(tiny, pictures, monkeypatch):
+    victim, attacker, seen = LinearVictim(SCALE), DA3Attacker(tiny), []
+    score = victim.score
+    monkeypatch.setattr(victim, "score", lambda images: seen.append(images) or score(images))
+    images = pictures(4, seed=1).float() / 255
+    objective = Objective(min_psnr=35.0)
+    attack_loss(attacker, victim, images, objective, torch.Generator()).backward()
+    assert len(seen) == 2
+    assert all(torch.allclose(x, quantize(x), rtol=0, atol=1e-6) for x in seen)
+    assert not torch.equal(seen[1], seen[0])
+    assert attacker.lean.grad.abs().sum() > 0
