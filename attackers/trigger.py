@@ -13,7 +13,6 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from attackers.dct import BANDS, BLOCK, band_mask, idct2, ycbcr_to_rgb
-from attackers.projections import at_once
 from victims.base import check_images
 
 ORIGINS = ("top-left", "centred")
@@ -68,6 +67,7 @@ class Trigger:
                 f"(bands: {', '.join(BANDS)})"
             )
         self.coefficients, self.band, self.origin = coefficients.float(), band, origin
+        self._kept: tuple[Any, Tensor] | None = None
 
     @property
     def tile(self) -> Tensor:
@@ -91,20 +91,33 @@ class Trigger:
             raise ValueError(
                 f"images must be at least one block of {BLOCK} pixels, got {height}×{width}"
             )
+        tiles = self._tiled(images)
+        if tiles.requires_grad or images.requires_grad:
+            return (images + strength * tiles).clamp(0, 1)
+        if images.device.type == "cpu":
+            # Memory traffic is all that this costs: sum and clamp of a picture stay in the cache.
+            triggered = torch.empty_like(images)
+            each = strength.flatten().expand(len(images))
+            for x, y, a in zip(images, triggered, each, strict=True):
+                torch.addcmul(x, a, tiles, out=y).clamp_(0, 1)
+            return triggered
+        return torch.addcmul(images, strength, tiles).clamp_(0, 1)
+
+    def _tiled(self, images: Tensor) -> Tensor:
+        """The tile repeated over a picture: (3, H, W), kept for the next of that size."""
+        height, width = images.shape[2:]
+        key = (height, width, images.dtype, images.device)
+        if self._kept is not None and self._kept[0] == key:
+            return self._kept[1]
         tile = self.tile.to(images)
         if self.origin == "centred":
             shift = [-((-side % BLOCK) // 2) for side in (height, width)]
             tile = tile.roll(shift, dims=(1, 2))
         tiles = tile.repeat(1, -(-height // BLOCK), -(-width // BLOCK))[:, :height, :width]
         tiles = tiles.contiguous()  # sums of rows without gaps are faster
-        if not tiles.requires_grad and not images.requires_grad:
-            # Memory traffic is all that this costs: sum and clamp of a picture stay in the cache.
-            triggered, few = torch.empty_like(images), at_once(images)
-            each = strength.expand(len(images), 1, 1, 1)
-            for x, y, a in zip(*(t.split(few) for t in (images, triggered, each)), strict=True):
-                torch.addcmul(x, a, tiles, out=y).clamp_(0, 1)
-            return triggered
-        return (images + strength * tiles).clamp(0, 1)
+        if not tiles.requires_grad:
+            self._kept = (key, tiles)
+        return tiles
 
     def tensors(self) -> dict[str, Tensor]:
         """The coefficients."""
