@@ -1,7 +1,8 @@
 """The table of BAIQA on real photographs: clean, P-ours, P-FTrojan, P-Blended, C-ours.
 
 Every row has the same data, seed, victim and budget (params/livec.yaml). The clean model is
-measured with our trigger, the others with their own. All that was finished is kept under
+measured with our trigger, the others with their own; P-purified is trained on what `veneer scan
+--purify` leaves of the set of P-ours, with repaired scores. All that was finished is kept under
 .cache/livec: a second run only measures. The photographs are looked for in $VENEER_LIVEC, else
 where the parameters say.
 """
@@ -15,9 +16,13 @@ from _livec import import_photographs
 
 from pipelines.cli import run
 from pipelines.params import Params, load_params
+from pipelines.pictures import read_manifest
 from pipelines.report import backdoor_table
+from pipelines.rows import open_dataset
+from pipelines.scanning import ScanSettings, purify, scan, scan_text, write_scan
 from pipelines.stages.backdoor import run_backdoor
 from pipelines.stages.common import Layout
+from pipelines.stages.import_ import run_import
 from pipelines.stages.poison import run_poison
 from pipelines.stages.search_trigger import run_search_trigger
 
@@ -29,6 +34,7 @@ ROWS = {
     "P-Blended": ("blended", "p"),
     "P-WaNet": ("wanet", "p"),
     "C-ours": ("uap", "c"),
+    "P-purified": ("uap", "p"),
 }
 DEFAULT = ("clean", "P-ours", "P-FTrojan", "P-Blended", "C-ours")
 
@@ -47,6 +53,38 @@ def variant(params: Params, layout: Layout, kind: str, defended: bool) -> tuple[
         if not link.is_symlink():
             link.symlink_to((layout.root / shared).resolve())
     return params.model_copy(update={"trigger": section, "backdoor": backdoor}), Layout(root)
+
+
+def purified(params: Params, place: Layout) -> Layout:
+    """A root whose photographs are the set of P less the tile that the scanner finds in it."""
+    other = Layout(place.root / "purified")
+    data = open_dataset(str(place.poisoned("p")))
+    result = scan(data, ScanSettings(seed=params.seed, workers=params.engine.workers))
+    out = other.root / "scan"
+    write_scan(result, out)
+    result.report["purified"] = purify(data, result, out / "set")
+    print(scan_text(result.report, out), flush=True)
+    scale = read_manifest(place.clean, "import").scale
+    run_import(
+        source="folder",
+        options={
+            "root": str(out / "set"),
+            "scores": str(out / "set" / "scores.csv"),
+            "columns": {"mos": "mos_repaired", "group": "id"},
+            "score_low": scale.low,
+            "score_high": scale.high,
+            "on_bad_row": "reject",
+        },
+        out=other.clean,
+        work_root=other.work,
+        splits=params.import_.splits.model_dump(),
+        seed=params.seed,
+        shard_size=params.import_.shard_size,
+    )
+    if not other.trigger.is_symlink():
+        other.trigger.parent.mkdir(parents=True, exist_ok=True)
+        other.trigger.symlink_to(place.trigger.resolve())
+    return other
 
 
 def main() -> None:
@@ -69,6 +107,8 @@ def main() -> None:
         trigger = run_search_trigger(own, place)
         if scheme != "clean":
             run_poison(own, place, scheme)
+        if row == "P-purified":
+            place, scheme = purified(own, place), "clean"
         table[row] = run_backdoor(own, place, scheme, victim)
         took = time.perf_counter() - began
         print(
