@@ -80,6 +80,8 @@ def purified(params: Params, place: Layout) -> Layout:
         splits=params.import_.splits.model_dump(),
         seed=params.seed,
         shard_size=params.import_.shard_size,
+        workers=params.engine.workers,
+        min_side=params.import_.min_side,
     )
     if not other.trigger.is_symlink():
         other.trigger.parent.mkdir(parents=True, exist_ok=True)

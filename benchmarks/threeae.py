@@ -39,10 +39,12 @@ def stronger(params: Params) -> Params:
         mode: objective.model_copy(update={"eta": ETA})
         for mode, objective in params.attack.objectives.items()
     }
-    attack = {"victims": VICTIMS, "photographs": "all", "objectives": objectives, "epochs": 1}
+    attack = params.attack.model_copy(
+        update={"victims": VICTIMS, "photographs": "all", "objectives": objectives, "epochs": 1}
+    )
     return params.model_copy(
         update={
-            "attack": params.attack.model_copy(update=attack),
+            "attack": attack,
             "curate": params.curate.model_copy(update={"splits": None}),
         }
     )
