@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test labelstudio-server test-labelstudio check bench bench-baiqa livec clean
+.PHONY: help install demo test labelstudio-server test-labelstudio check bench bench-baiqa livec livec-3ae clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -56,6 +56,9 @@ livec: install  ## the table of the README on real photographs (../shared/livec 
 
 bench-baiqa: install  ## poisoned sets on real photographs: the table of docs/baiqa.md
 	python benchmarks/baiqa.py
+
+livec-3ae: install  ## 3AE of real photographs, detector and fine-tuning on it
+	python benchmarks/threeae.py
 
 clean:  ## remove what the pipeline and the tools made, keep the virtual environment
 	rm -rf .cache .dvc/cache .dvc/tmp .mypy_cache .pytest_cache .ruff_cache .hypothesis \

@@ -1,10 +1,10 @@
 """3AE from real photographs, and what it is good for: detector and adversarial fine-tuning.
 
 Runs the stages of params/livec.yaml under .cache/livec3ae with two victims, examples of every
-split and a stronger attack (eta 1, one epoch): the small steps that raise nearly every score leave people
-nothing to judge. Labels are simulated unless votes lie in annotations/3ae.parquet there. Prints
-Markdown tables. Everything finished is kept. The photographs are looked for in $VENEER_LIVEC, else
-where the parameters say.
+split and a stronger attack (eta 1, one epoch): the small steps that raise nearly every score leave
+people nothing to judge. Labels are simulated unless votes lie in annotations/3ae.parquet there.
+Prints Markdown tables. Everything finished is kept. The photographs are looked for in
+$VENEER_LIVEC, else where the parameters say.
 """
 
 import argparse
