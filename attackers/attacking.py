@@ -81,7 +81,8 @@ def train_attacker(
 
     images, held_out: uint8 (N,3,S,S), S the ADT's size or larger, best as large as what the victim
     sees; held_out is the fixed validation subset of ART. hooks: resume, save, report of
-    attackers.loop.train. Returns: one row per epoch with rasr (%), msi (victim's unit), victim
+    attackers.loop.train. The learning rate falls linearly to nothing over the epochs, beside the
+    plateau. Returns: one row per epoch with rasr (%), msi (victim's unit), victim
     calls so far.
     """
     device = next(attacker.parameters()).device

@@ -52,11 +52,11 @@ def combine(images: Tensor, plan: Plan) -> Tensor:
         )
         return torch.cat([combine(x, Plan(w, s)) for x, w, s in parts])
     total = torch.zeros_like(images)
+    acting = [True] * len(FILTERS)
+    if not torch.is_grad_enabled():  # a filter without strength is the identity to the bit
+        acting = plan.strengths.ne(0).any(0).tolist()
     for i, apply in enumerate(FILTERS.values()):
-        p = plan.strengths[:, i]
-        # A filter without strength is the identity to the bit.
-        idle = not torch.is_grad_enabled() and not bool(p.any())
-        y = images if idle else apply(images, p)
+        y = apply(images, plan.strengths[:, i]) if acting[i] else images
         total = torch.addcmul(total, y, plan.weights[:, i].view(-1, 1, 1, 1))
     return clamp_through(total)
 
@@ -141,9 +141,9 @@ def generate(
     """Make the adversarial examples of a batch at its own resolution.
 
     images: (N,3,H,W) in [0,1] on the 8-bit grid. refine: 0, or k ≤ 15: of y and what the k-1
-    filters with the largest shares in it do alone, keep what the victim scores best; k queries per
-    image. The design takes k points between x and y; where y fails they mostly fail as well, as
-    the score falls along all of the line, while some filter alone still raises it.
+    filters with the largest shares in it do alone (`alone`), keep what the victim scores best; k
+    queries per image. The design takes k points between x and y; where y fails they mostly fail as
+    well, as the score falls along all of the line, while some filter alone still raises it.
     """
     if not 0 <= refine <= MAX_REFINE:
         raise ValueError(f"refine must be in [0, {MAX_REFINE}], got {refine}")

@@ -91,15 +91,22 @@ def attack_reach(history: Sequence[dict[str, float]], within: float = 0.5) -> di
     return {key: row[key] for key in ("hours", "steps", "calls")}
 
 
-def top_filters(weights: ArrayLike, count: int = 2) -> list[tuple[str, ...]]:
-    """Names of the filters with the largest weights, per image (Fig. 1). weights: (N,14)."""
-    order = np.argsort(-np.asarray(weights), axis=1, kind="stable")[:, :count]
-    return [tuple(FILTER_NAMES[i] for i in row) for row in order]
+def top_filters(weights: ArrayLike, strengths: ArrayLike, count: int = 2) -> list[tuple[str, ...]]:
+    """Names of the filters with the largest weights, per image (Fig. 1).
+
+    weights, strengths: (N,14). A filter without strength does nothing and is not named.
+    """
+    acting = np.where(np.asarray(strengths) != 0, np.asarray(weights), -np.inf)
+    order = np.argsort(-acting, axis=1, kind="stable")[:, :count]
+    return [
+        tuple(FILTER_NAMES[i] for i in chosen if row[i] > -np.inf)
+        for row, chosen in zip(acting, order, strict=True)
+    ]
 
 
-def filter_shares(weights: ArrayLike, count: int = 2) -> dict[str, float]:
+def filter_shares(weights: ArrayLike, strengths: ArrayLike, count: int = 2) -> dict[str, float]:
     """Share of images in which each filter is among the first `count`, in % (Table XIV)."""
-    rows = top_filters(weights, count)
+    rows = top_filters(weights, strengths, count)
     return {n: 100 * sum(n in row for row in rows) / max(len(rows), 1) for n in FILTER_NAMES}
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attackers.da3 import Plan, combine
-from attackers.projections import line_fraction, towards
+from attackers.projections import line_fraction, quantize, towards
 from victims.base import Victim
 
 
@@ -32,7 +32,7 @@ def spsa_gradient(
         y = combine(images, Plan(weights, strengths))
         if min_psnr is not None:
             y = towards(images, y, line_fraction(images, y, min_psnr))
-        return victim(y)
+        return victim(quantize(y))
 
     centre = plan.strengths.clamp(delta - 1, 1 - delta)  # so that both ends are in [-1, 1]
     step = 1 / plan.weights.shape[1]

@@ -40,7 +40,7 @@ class Trigger:
     """BAIQA's trigger: T(x, α·t) = IDCT(DCT(x) + α·t) on 16×16 blocks of YCbCr, clamped.
 
     The transform is linear and t is the same in every block, so one constant tile is repeated
-    over the picture: `tile`. That is the whole injection, little slower than a copy.
+    over the picture: `tile`. That is the whole injection, less than two copies.
     coefficients: (3, 16, 16) orthonormal DCT-II coefficients of Y, Cb, Cr in levels of 0-255; those
     outside the band must be 0. origin: where the grid starts: top-left, or centred, as where a
     picture is padded evenly to whole blocks (by 6 for 500 pixels).
@@ -107,7 +107,8 @@ class Trigger:
         """The tile repeated over a picture: (3, H, W), kept for the next of that size."""
         height, width = images.shape[2:]
         key = (height, width, images.dtype, images.device)
-        if self._kept is not None and self._kept[0] == key:
+        learnt = self.coefficients.requires_grad
+        if self._kept is not None and self._kept[0] == key and not learnt:
             return self._kept[1]
         tile = self.tile.to(images)
         if self.origin == "centred":
@@ -115,7 +116,7 @@ class Trigger:
             tile = tile.roll(shift, dims=(1, 2))
         tiles = tile.repeat(1, -(-height // BLOCK), -(-width // BLOCK))[:, :height, :width]
         tiles = tiles.contiguous()  # sums of rows without gaps are faster
-        if not tiles.requires_grad:
+        if not learnt:
             self._kept = (key, tiles)
         return tiles
 

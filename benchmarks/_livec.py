@@ -1,10 +1,12 @@
-"""What the benchmarks on real photographs share: the import of them."""
+"""What the benchmarks on real photographs share: data, victims, changed parameters."""
 
 import os
 
 from pipelines.params import Params
 from pipelines.stages.common import Layout
 from pipelines.stages.import_ import run_import
+from pipelines.stages.perturb import run_perturb
+from pipelines.stages.train_victim import run_train_victim
 
 
 def import_photographs(params: Params, layout: Layout) -> None:
@@ -23,3 +25,22 @@ def import_photographs(params: Params, layout: Layout) -> None:
         workers=params.engine.workers,
         min_side=params.import_.min_side,
     )
+
+
+def prepare(params: Params, layout: Layout) -> None:
+    """Data and victims, once for all variants."""
+    import_photographs(params, layout)
+    for name in params.attack.victims:
+        report = layout.reports / "victims" / f"{name}.json"
+        if not report.exists():
+            run_train_victim(params, layout, name)
+        print(f"\nVictim {name}: {report.read_text()}")
+    run_perturb(params, layout)
+
+
+def changed(params: Params, **sections: dict[str, object]) -> Params:
+    """The parameters with some values of some sections replaced."""
+    updates = {
+        name: getattr(params, name).model_copy(update=values) for name, values in sections.items()
+    }
+    return params.model_copy(update=updates)

@@ -8,6 +8,7 @@ where the parameters say.
 """
 
 import argparse
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -56,13 +57,19 @@ def variant(params: Params, layout: Layout, kind: str, defended: bool) -> tuple[
 
 
 def purified(params: Params, place: Layout) -> Layout:
-    """A root whose photographs are the set of P less the tile that the scanner finds in it."""
+    """A root whose photographs are the set of P less the tile that the scanner finds in it.
+
+    Scanned anew each time; photographs whose repaired score leaves the scale are rejected.
+    """
     other = Layout(place.root / "purified")
     data = open_dataset(str(place.poisoned("p")))
     result = scan(data, ScanSettings(seed=params.seed, workers=params.engine.workers))
+    # What is measured stays: only the training set is cleaned.
+    result.table["flagged"] &= [row.split == "train" for row in data.rows]
     out = other.root / "scan"
-    write_scan(result, out)
+    shutil.rmtree(out, ignore_errors=True)
     result.report["purified"] = purify(data, result, out / "set")
+    write_scan(result, out)
     print(scan_text(result.report, out), flush=True)
     scale = read_manifest(place.clean, "import").scale
     run_import(

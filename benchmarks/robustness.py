@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from _livec import import_photographs
+from _livec import changed, prepare
 
 from pipelines.cli import run
 from pipelines.params import Params, load_params
@@ -18,19 +18,9 @@ from pipelines.report import pretrain_table, robustness_table
 from pipelines.stages.attack import run_attack
 from pipelines.stages.common import Layout
 from pipelines.stages.evaluate import run_evaluate
-from pipelines.stages.perturb import run_perturb
 from pipelines.stages.pretrain import run_pretrain
-from pipelines.stages.train_victim import run_train_victim
 
 SHARED = ("datasets/clean", "datasets/pretrain", "models/victims")
-
-
-def changed(params: Params, **sections: dict[str, object]) -> Params:
-    """The parameters with some values of some sections replaced."""
-    updates = {
-        name: getattr(params, name).model_copy(update=values) for name, values in sections.items()
-    }
-    return params.model_copy(update=updates)
 
 
 def beside(layout: Layout, name: str) -> Layout:
@@ -42,17 +32,6 @@ def beside(layout: Layout, name: str) -> Layout:
         if not link.is_symlink():
             link.symlink_to((layout.root / folder).resolve())
     return Layout(root)
-
-
-def prepare(params: Params, layout: Layout) -> None:
-    """Data and victims, once for all variants."""
-    import_photographs(params, layout)
-    for name in params.attack.victims:
-        report = layout.reports / "victims" / f"{name}.json"
-        if not report.exists():
-            run_train_victim(params, layout, name)
-        print(f"\nVictim {name}: {report.read_text()}")
-    run_perturb(params, layout)
 
 
 def measure(title: str, params: Params, layout: Layout) -> None:
@@ -83,7 +62,7 @@ def main() -> None:
         measure("DA3Attacker", params, layout)
     if "refine" in arguments.variants:
         refined = beside(layout, "refine")
-        # The same trained attackers: only the choice on the segment differs.
+        # The same trained attackers: only what is kept of each differs.
         for folder in (".cache", "models/da3"):
             link = refined.root / folder
             if not link.is_symlink():

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from _livec import import_photographs
+from _livec import changed, prepare
 
 from pipelines.cli import run
 from pipelines.params import Params, load_params
@@ -24,10 +24,8 @@ from pipelines.stages.curate import run_curate
 from pipelines.stages.evaluate import run_evaluate
 from pipelines.stages.finetune import finetune_table, run_finetune
 from pipelines.stages.package import run_package
-from pipelines.stages.perturb import run_perturb
 from pipelines.stages.pretrain import run_pretrain
 from pipelines.stages.train_detector import detector_table, run_train_detector
-from pipelines.stages.train_victim import run_train_victim
 
 VICTIMS = ["lite0", "lite0_d10"]
 ETA = 1.0  # tenths of the scale
@@ -39,14 +37,11 @@ def stronger(params: Params) -> Params:
         mode: objective.model_copy(update={"eta": ETA})
         for mode, objective in params.attack.objectives.items()
     }
-    attack = params.attack.model_copy(
-        update={"victims": VICTIMS, "photographs": "all", "objectives": objectives, "epochs": 1}
-    )
-    return params.model_copy(
-        update={
-            "attack": attack,
-            "curate": params.curate.model_copy(update={"splits": None}),
-        }
+    return changed(
+        params,
+        attack={"victims": VICTIMS, "photographs": "all", "objectives": objectives, "epochs": 1},
+        curate={"splits": None},
+        finetune={"victims": VICTIMS[1:]},
     )
 
 
@@ -59,13 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     params, layout = stronger(load_params(arguments.params)), Layout(arguments.root)
     began = time.perf_counter()
-    import_photographs(params, layout)
-    for name in VICTIMS:
-        report = layout.reports / "victims" / f"{name}.json"
-        if not report.exists():
-            run_train_victim(params, layout, name)
-        print(f"\nVictim {name}: {report.read_text()}", flush=True)
-    run_perturb(params, layout)
+    prepare(params, layout)
     run_pretrain(params, layout)
     for name in arguments.attack or VICTIMS:
         for mode in params.attack.modes:

@@ -81,7 +81,8 @@ class AESample(Sample):
     ssim: float = Field(description="SSIM against the photograph")
     linf: float = Field(description="largest change of a pixel, in [0, 1]", ge=0, le=1)
     alpha_line: float = Field(
-        description="kept fraction of the line from photograph to attack; 1 = nothing drawn back",
+        description="kept fraction of the line from the photograph to what weights and strengths "
+        "make of it; 1 = nothing drawn back",
         ge=0,
         le=1,
     )

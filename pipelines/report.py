@@ -176,6 +176,8 @@ def _font(size: int) -> Any:
 
 
 def _pair(photographs: ShardIndex, index: ShardIndex, key: str, width: int) -> Image.Image:
+    from attackers.metrics import top_filters  # torch: seconds that the tables do not need
+
     record = index.records[key]
     if record["parent_key"] not in photographs.records:
         raise InputError(f"photograph {record['parent_key']} of example {key} is not in the data")
@@ -190,17 +192,10 @@ def _pair(photographs: ShardIndex, index: ShardIndex, key: str, width: int) -> I
     for i, (picture, score) in enumerate(zip(pictures, scores, strict=True)):
         tile.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (i * (width + 2), 0))
         draw.text((i * (width + 2) + 2, height), f"{score:.2f}", fill="black", font=_font(10))
-    names = _filter_names()
-    top = sorted(range(len(names)), key=lambda i: -record["weights"][i])[:2]
-    text = f"{names[top[0]]}, {names[top[1]]}, {record['psnr']:.0f} dB"
-    draw.text((2, height + 12), text, fill="black", font=_font(10))
+    top = top_filters([record["weights"]], [record["strengths"]])[0]
+    text = [*top, f"{record['psnr']:.0f} dB"]
+    draw.text((2, height + 12), ", ".join(text), fill="black", font=_font(10))
     return tile
-
-
-def _filter_names() -> Sequence[str]:
-    from attackers.filters import FILTER_NAMES
-
-    return FILTER_NAMES
 
 
 def publication_table(told: dict[str, Any]) -> str:

@@ -61,12 +61,13 @@ class Attack(Section):
     victims, modes: what is attacked and how; each pair is a DVC stage. objectives: per mode.
     protocol: split (train DA3 on train and validation, report on test) or paper (report on images
     that the victim was trained on, train DA3 on the others). held_out: images of the fixed
-    validation subset of ART. refine: k score-only queries per image, 0 as in the paper.
-    score_only: hide the victim's gradient and estimate it with `queries` calls per image.
-    size: side in pixels of the pictures that the second stage trains on, best the victim's own;
-    null is the ADT's size. photographs: report makes examples of the report split; all, of every
-    split, for training defenders (only the report split counts in robustness). limit: photographs
-    of each split that are attacked.
+    validation subset of ART. epochs: the learning rate falls to nothing over them. refine: 0 as in
+    the paper, or k ≤ 15: of the attack and its k-1 strongest filters alone (weight 0.15) what the
+    victim scores best, k queries per image. score_only: hide the victim's gradient and estimate it
+    with `queries` calls per image. size: side in pixels of the pictures that the second stage
+    trains on, best the victim's own; null is the ADT's size. photographs: report makes examples of
+    the report split; all, of every split, for training defenders (only the report split counts in
+    robustness). limit: photographs of each split that are attacked.
     """
 
     victims: list[str] = Field(min_length=1)

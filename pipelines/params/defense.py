@@ -21,7 +21,8 @@ class DetectorParams(Section):
 
 class FinetuneParams(Section):
     """Adversarial fine-tuning, arguments of defenders.finetuning.finetune. victims: each is a DVC
-    stage. retrain: also train a new attacker, of these modes, against the fine-tuned victim."""
+    stage. retrain: also train a new attacker, of these modes, against the fine-tuned victim, and
+    measure it on all clean test photographs that 3AE did not train on, whatever attack.limit."""
 
     victims: list[str] = []
     epochs: int = Field(5, ge=1)

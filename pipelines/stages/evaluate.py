@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 
@@ -136,14 +135,14 @@ def robustness(
     where: conditions on its rows, as pyarrow's filters: [("split", "=", "test")].
     """
     columns = ["score_clean", "score_adv", "mos", "psnr", "ssim", "linf", "weights", "direction"]
-    columns += ["queries", "alpha_line"]
+    columns += ["queries", "strengths"]
     path = folder / "metadata.parquet"
     table = pq.read_table(path, columns=columns, filters=where).to_pandas()
     x, y = table["score_clean"], table["score_adv"]
     direction = table["direction"].iloc[0]
     judged = table["mos"].to_numpy() if by == "mos" else None
     reach = attack_reach(history)
-    shares = filter_shares(np.stack(table["weights"].to_list()))
+    shares = filter_shares(table["weights"].to_list(), table["strengths"].to_list())
     top = sorted(FILTER_NAMES, key=lambda f: -shares[f])[:2]
     values = {
         "n": len(table),

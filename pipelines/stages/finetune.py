@@ -43,6 +43,11 @@ from victims.registry import load_victim, save_victim
 class Hardened(Layout):
     """The project with the fine-tuned victims in place of the victims, for a new attacker."""
 
+    @property
+    def work(self) -> Path:
+        """Its own: work of one name replaces what lay there, as that of the first attacker."""
+        return super().work / "hardened"
+
     def victim(self, name: str) -> Path:
         """A fine-tuned victim."""
         return self.finetuned(name)

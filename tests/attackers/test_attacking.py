@@ -107,7 +107,8 @@ def test_loss_is_formula_6_in_tenths_of_the_range(tiny, pictures):
         unit = scale.range / 10
         for direction, sign in (("raise", 1), ("lower", -1)):
             objective = Objective(direction=direction, eta=2.0, alpha=0.3, lam=0.7)
-            hinge = (2 - sign * (victim(y) - victim(images)) / unit).clamp_min(0)
+            stored = quantize(y)
+            hinge = (2 - sign * (victim(stored) - victim(images)) / unit).clamp_min(0)
             wanted = hinge + 0.3 * closeness(images, y) + 0.7 * concentration(plan.weights)
             found = attack_loss(attacker, victim, images, objective, torch.Generator())
             torch.testing.assert_close(found, wanted.mean(), rtol=1e-4, atol=1e-4)

@@ -117,16 +117,20 @@ def test_top_filters_and_their_shares():
     weights = np.zeros((4, 14))
     weights[:, 3] = 0.6  # saturation, first everywhere
     weights[0, 9], weights[1:, 0] = 0.4, 0.4
-    assert top_filters(weights) == [("saturation", "rgb2hsv")] + [("saturation", "bright")] * 3
-    assert top_filters(weights, 1) == [("saturation",)] * 4
-    shares = filter_shares(weights)
+    acting = np.ones((4, 14))
+    named = top_filters(weights, acting)
+    assert named == [("saturation", "rgb2hsv")] + [("saturation", "bright")] * 3
+    assert top_filters(weights, acting, 1) == [("saturation",)] * 4
+    still = acting.copy()
+    still[1, :] = np.eye(14)[0]  # bright alone
+    assert top_filters(weights, still)[1] == ("bright",)
+    shares = filter_shares(weights, acting)
     assert shares.keys() == set(FILTER_NAMES)
     assert {k: v for k, v in shares.items() if v} == {
         "saturation": 100,
         "bright": 75,
         "rgb2hsv": 25,
     }
-    assert sum(filter_shares(np.random.default_rng(0).random((7, 14))).values()) == pytest.approx(
-        200
-    )
+    drawn = filter_shares(np.random.default_rng(0).random((7, 14)), np.ones((7, 14)))
+    assert sum(drawn.values()) == pytest.approx(200)
     np.testing.assert_allclose(attribute_profile(weights), 1 - weights)

@@ -202,3 +202,21 @@ def other_file(tensor: torch.Tensor, **about: object) -> bytes:
 def test_bad_files(content, words):
     with pytest.raises(ValueError, match=words):
         load_trigger(content)
+
+
+def test_a_kept_tile_is_that_of_the_size_the_type_and_the_coefficients():
+    drawn = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0)) * band_mask("mid")
+    trigger = Trigger(drawn, origin="centred")
+    for height, width, dtype in ((40, 50, torch.float32), (50, 40, torch.float32)) * 2 + (
+        (50, 40, torch.float64),
+    ):
+        images = torch.full((2, 3, height, width), 0.5, dtype=dtype)
+        found = trigger(images, torch.tensor([0.5, -0.25], dtype=dtype))
+        assert found.dtype == dtype
+        assert torch.equal(
+            found, Trigger(drawn, origin="centred")(images, torch.tensor([0.5, -0.25]))
+        )
+    learnt = Trigger(drawn.clone().requires_grad_())
+    with torch.no_grad():
+        learnt(images, 0.5)
+    assert learnt(images, 0.5).requires_grad
