@@ -7,8 +7,9 @@ from pipelines.params.section import Section
 
 
 class DetectorParams(Section):
-    """AE detector, arguments of defenders.detector.train_detector. robust: also train with JPEG
-    and half-size copies. leave_one_out: also train once without each victim."""
+    """AE detector, arguments of defenders.detector.train_detector. robust: keep the one that
+    also trained with JPEG and half-size copies; its twin without is measured beside it, or the
+    other way round. leave_one_out: also train once without each victim."""
 
     epochs: int = Field(20, ge=1)
     crop: int = Field(96, ge=32)

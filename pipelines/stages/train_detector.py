@@ -87,8 +87,9 @@ class _Trainer:
 def run_train_detector(params: Params, layout: Layout) -> dict[str, Any]:
     """Train on 3AE train; write models/detector (ONNX where the extra is there) and the report.
 
-    The detector that is kept is the robust one where `detector.robust` is set. Its twin without
-    disturbed copies is measured beside it, and one detector for each victim it never saw.
+    One detector learns from pictures as they are, one also from disturbed copies;
+    `detector.robust` says which is kept. Both are measured, and for each victim one of the kept
+    kind that never saw it.
     """
     settings = params.detector
     manifest = read_manifest(layout.threeae, "annotate")
@@ -96,14 +97,15 @@ def run_train_detector(params: Params, layout: Layout) -> dict[str, Any]:
     victims = sorted({p.victim for p in splits["train"].pictures if p.victim})
     trainer = _Trainer(params, layout, splits, manifest.content_sha256)
     with torch_threads(params.engine.threads):
-        plain = trainer.train("plain", robust=False)
-        kept = trainer.train("robust", robust=True) if settings.robust else plain
+        twins = {name: trainer.train(name, robust=name == "robust") for name in ("plain", "robust")}
+        name_kept = "robust" if settings.robust else "plain"
+        kept = twins[name_kept]
         report: dict[str, Any] = {
             "about": {
                 "label_source": manifest.scale.label_source,
                 "seed": params.seed,
                 "parameters": sum(p.numel() for p in kept.parameters()),
-                "kept": "robust" if settings.robust else "plain",
+                "kept": name_kept,
                 "augmentation": "random crops and flips, nothing resized"
                 + (", JPEG 70 to 98 and half size" if settings.robust else ""),
                 "crop": settings.crop,
@@ -113,7 +115,6 @@ def run_train_detector(params: Params, layout: Layout) -> dict[str, Any]:
             },
             **measure(kept, splits["test"]),
         }
-        twins = {"plain": plain, **({"robust": kept} if settings.robust else {})}
         report["changes"] = {
             name: {
                 change: _three(probabilities(d, splits["test"], how), splits["test"])

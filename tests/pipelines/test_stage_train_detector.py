@@ -32,7 +32,11 @@ def test_report_is_what_the_saved_detector_does(trained):
     assert report["overall"]["auc"] == pytest.approx(auc(p, truth))
     assert report["overall"]["tpr_at_1_fpr"] == pytest.approx(tpr_at_fpr(p, truth))
     assert set(report["unseen_victim"]) == {"net", "other"}
-    assert set(report["changes"]["plain"]) > {"JPEG 75", "half size"}
+    assert report["about"]["kept"] == "plain"
+    assert set(report["changes"]) == {"plain", "robust"}
+    for changes in report["changes"].values():
+        assert set(changes) > {"JPEG 75", "half size"}
+    assert report["changes"]["plain"]["as stored"]["accuracy"] == report["overall"]["accuracy"]
     assert sum(row["n"] for row in report["psnr"].values()) == sum(truth)
     assert "unseen net" in detector_table(report)
 
