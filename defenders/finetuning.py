@@ -24,6 +24,8 @@ def finetune(
     validation: Scored,
     *,
     validation_adversarial: Scored | None = None,
+    parents: Scored | None = None,
+    pairs: float = 0.0,
     epochs: int = 5,
     batch_size: int = 16,
     lr: float = 1e-4,
@@ -34,14 +36,22 @@ def finetune(
     """Fine-tune in place on photographs and adversarial examples with the scores people gave.
 
     model: any torch module from RGB (N,3,H,W) in [0,1] to (N,) scores on the scale. clean and the
-    others: images uint8 (3,H,W) of one size, and their scores. Smooth L1 on scores as tenths of
-    the scale, AdamW with a cosine schedule; running statistics of batch norms stay. clean_share of
-    each batch are photographs; an epoch shows each of these once and draws the examples in turn.
+    others: images uint8 (3,H,W) of one size, and their scores. parents: the photograph of each
+    adversarial example. Smooth L1 on scores as tenths of the scale and, beyond the paper and with
+    weight `pairs`, on the step from photograph to example, which is what counts as fooled. AdamW
+    with a cosine schedule; running statistics of batch norms stay. clean_share of each batch are
+    photographs; an epoch shows each of these once and draws the examples in turn.
     The epoch of the lowest mean error on validation (photographs and examples alike) stays, the
     model as it came among them. Returns: a row per epoch with loss, srcc and rmse (photographs),
     rmse_adversarial. Raises ValueError for empty data, RuntimeError where the loss is not finite.
     """
     _check(clean, adversarial, validation, epochs, clean_share)
+    given = 0 if parents is None else len(parents[0])
+    if pairs < 0 or (pairs and given != len(adversarial[0])):
+        raise ValueError(
+            "pairs must be ≥ 0, with one of parents for each adversarial example, got "
+            f"{pairs} with {given} for {len(adversarial[0])}"
+        )
     parameters = list(model.parameters())
     before = [p.requires_grad for p in parameters]
     model.requires_grad_(True)
@@ -71,7 +81,18 @@ def finetune(
                     pixels = torch.stack(images + more).to(device).float() / 255
                     wanted = torch.tensor(mos + more_mos, device=device)
                     unit = scale.range / 10
-                    loss = F.smooth_l1_loss(model(_flipped(pixels, rng)) / unit, wanted / unit)
+                    mirrored = torch.from_numpy(rng.random(len(pixels)) < 0.5).to(device)
+                    scores = model(_flipped(pixels, mirrored)) / unit
+                    loss = F.smooth_l1_loss(scores, wanted / unit)
+                    if parents is not None and pairs:
+                        before_attack, their_mos = _batch(parents, orders[1], step, others)
+                        pixels = torch.stack(before_attack).to(device).float() / 255
+                        change = (
+                            scores[per_batch:]
+                            - model(_flipped(pixels, mirrored[per_batch:])) / unit
+                        )
+                        asked = wanted[per_batch:] - torch.tensor(their_mos, device=device)
+                        loss = loss + pairs * F.smooth_l1_loss(change, asked / unit)
                     if not math.isfinite(loss.item()):
                         raise RuntimeError(
                             f"loss must be finite, got {loss.item()}: lower lr ({lr})"
@@ -122,8 +143,7 @@ def _batch(data: Scored, order: Any, step: int, size: int) -> tuple[list[Tensor]
     return [data[0][i] for i in chosen], [float(data[1][i]) for i in chosen]
 
 
-def _flipped(images: Tensor, rng: np.random.Generator) -> Tensor:
-    mirrored = torch.from_numpy(rng.random(len(images)) < 0.5).to(images.device)
+def _flipped(images: Tensor, mirrored: Tensor) -> Tensor:
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 

@@ -147,7 +147,10 @@ def _harden(
         _images(parts["train"], size),
         clean["validation"],
         validation_adversarial=_images(parts["validation"], size) if parts["validation"] else None,
-        **settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share"}),
+        parents=_images([photographs[p.parent] for p in parts["train"]], size)
+        if settings.pairs
+        else None,
+        **settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share", "pairs"}),
         seed=params.seed,
         report=epoch_reporter(
             f"finetune {name}", settings.epochs, ("loss", "srcc", "rmse", "rmse_adversarial")

@@ -60,6 +60,39 @@ def test_a_victim_that_can_be_solved_is_solved():
     assert torch.equal(model.norm.running_mean, torch.zeros(2))
 
 
+def test_with_parents_the_step_is_learnt_where_opinions_differ_by_scene():
+    """Opinions are off by scene, alike for photograph and example: their difference is sure."""
+    steps = {}
+    for paired in (False, True):
+        rng = np.random.default_rng(7)
+        off = rng.normal(0, 2, 40)
+        photographs, examples = scenes(40, 1), scenes(40, 1, red=0.2)
+        before, after = (
+            (images, [m + o for m, o in zip(mos, off, strict=True)])
+            for images, mos in (photographs, examples)
+        )
+        other = scenes(40, 0)  # of other scenes, each off by itself
+        noisy = other[0], [m + o for m, o in zip(other[1], rng.normal(0, 2, 40), strict=True)]
+        model = TwoFeatures()
+        finetune(
+            model,
+            SCALE,
+            noisy,
+            after,
+            scenes(20, 2),
+            validation_adversarial=scenes(20, 4, red=0.2),
+            parents=before,
+            pairs=float(paired),
+            epochs=30,
+            lr=0.3,
+        )
+        learnt = scores_of(model, examples[0]) - scores_of(model, photographs[0])
+        wanted = np.array(examples[1]) - np.array(photographs[1])
+        steps[paired] = np.abs(learnt - wanted).mean()
+    assert steps[True] < 0.1
+    assert steps[True] < steps[False]
+
+
 def test_the_best_epoch_stays_be_it_the_first():
     model = TwoFeatures()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -86,6 +119,9 @@ def test_same_seed_same_weights_whatever_the_global_state():
     [
         ({"clean": ([], [])}, "clean must hold images and as many scores, got 0 and 0"),
         ({"adversarial": (scenes(2, 0)[0], [1.0])}, "adversarial must hold .* got 2 and 1"),
+        ({"pairs": 1.0, "parents": scenes(3, 1)}, "pairs must be .* got 1.0 with 3 for 2"),
+        ({"pairs": 1.0}, "got 1.0 with 0 for 2"),
+        ({"pairs": -1.0}, "pairs must be ≥ 0"),
         ({"epochs": 0}, "epochs must be ≥ 1"),
         ({"clean_share": 1.0}, r"clean_share in \(0, 1\), got 5 and 1.0"),
     ],

@@ -127,7 +127,13 @@ def settings(root: Path, **changes: Any) -> dict[str, Any]:
                 "defense_images": 3,
             },
             "detector": {"epochs": 1, "crop": 32, "batch_size": 8, "onnx": False},
-            "finetune": {"victims": ["net"], "epochs": 2, "batch_size": 4, "lr": 1e-3},
+            "finetune": {
+                "victims": ["net"],
+                "epochs": 2,
+                "batch_size": 4,
+                "lr": 1e-3,
+                "pairs": 0.1,
+            },
         }
     )
     for name, value in changes.items():
