@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from _livec import import_photographs
 
 from pipelines.cli import run
@@ -65,7 +66,7 @@ def purified(params: Params, place: Layout) -> Layout:
     data = open_dataset(str(place.poisoned("p")))
     result = scan(data, ScanSettings(seed=params.seed, workers=params.engine.workers))
     # What is measured stays: only the training set is cleaned.
-    result.table["flagged"] &= [row.split == "train" for row in data.rows]
+    result.table["flagged"] &= np.array([row.split == "train" for row in data.rows])
     out = other.root / "scan"
     shutil.rmtree(out, ignore_errors=True)
     result.report["purified"] = purify(data, result, out / "set")
