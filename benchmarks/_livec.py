@@ -1,6 +1,7 @@
 """What the benchmarks on real photographs share: data, victims, changed parameters."""
 
 import os
+from typing import Any
 
 from pipelines.params import Params
 from pipelines.stages.common import Layout
@@ -14,8 +15,13 @@ def import_photographs(params: Params, layout: Layout) -> None:
     options = dict(params.source.options)
     if "VENEER_LIVEC" in os.environ and params.source.name == "livec":
         options["root"] = os.environ["VENEER_LIVEC"]
+    import_source(params, layout, params.source.name, options)
+
+
+def import_source(params: Params, layout: Layout, source: str, options: dict[str, Any]) -> None:
+    """datasets/clean, of any source."""
     run_import(
-        source=params.source.name,
+        source=source,
         options=options,
         out=layout.clean,
         work_root=layout.work,

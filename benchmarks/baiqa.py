@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _livec import import_photographs
+from _livec import import_photographs, import_source
 
 from pipelines.cli import run
 from pipelines.params import Params, load_params
@@ -24,7 +24,6 @@ from pipelines.rows import open_dataset
 from pipelines.scanning import ScanSettings, purify, scan, scan_text, write_scan
 from pipelines.stages.backdoor import run_backdoor
 from pipelines.stages.common import Layout
-from pipelines.stages.import_ import run_import
 from pipelines.stages.poison import run_poison
 from pipelines.stages.search_trigger import run_search_trigger
 
@@ -73,24 +72,15 @@ def purified(params: Params, place: Layout) -> Layout:
     write_scan(result, out)
     print(scan_text(result.report, out), flush=True)
     scale = read_manifest(place.clean, "import").scale
-    run_import(
-        source="folder",
-        options={
-            "root": str(out / "set"),
-            "scores": str(out / "set" / "scores.csv"),
-            "columns": {"mos": "mos_repaired", "group": "id"},
-            "score_low": scale.low,
-            "score_high": scale.high,
-            "on_bad_row": "reject",
-        },
-        out=other.clean,
-        work_root=other.work,
-        splits=params.import_.splits.model_dump(),
-        seed=params.seed,
-        shard_size=params.import_.shard_size,
-        workers=params.engine.workers,
-        min_side=params.import_.min_side,
-    )
+    options = {
+        "root": str(out / "set"),
+        "scores": str(out / "set" / "scores.csv"),
+        "columns": {"mos": "mos_repaired", "group": "id"},
+        "score_low": scale.low,
+        "score_high": scale.high,
+        "on_bad_row": "reject",
+    }
+    import_source(params, other, "folder", options)
     if not other.trigger.is_symlink():
         other.trigger.parent.mkdir(parents=True, exist_ok=True)
         other.trigger.symlink_to(place.trigger.resolve())
