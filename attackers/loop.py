@@ -53,13 +53,7 @@ def train(
     if epochs < 0 or lr <= 0:
         raise ValueError(f"epochs must be ≥ 0 and lr > 0, got epochs={epochs}, lr={lr}")
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups: dict[float, list[nn.Parameter]] = {1.0: []}  # first: its rate is the one reported
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            groups.setdefault((rates or {}).get(name.split(".")[0], 1.0), []).append(p)
-    optimizer = torch.optim.Adam(
-        [{"params": members, "lr": lr * rate} for rate, members in groups.items()], fused=True
-    )
+    optimizer = torch.optim.Adam(_groups(model, lr, rates or {}), fused=True)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=patience)
     fading = None
     if decay_steps:
@@ -129,3 +123,12 @@ def train(
             )
     model.load_state_dict(best_weights)
     return state.history
+
+
+def _groups(model: nn.Module, lr: float, rates: dict[str, float]) -> list[dict[str, Any]]:
+    """Trainable parameters by their rate; first those at lr itself: theirs is the one reported."""
+    groups: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            groups.setdefault(rates.get(name.split(".")[0], 1.0), []).append(p)
+    return [{"params": members, "lr": lr * rate} for rate, members in groups.items()]

@@ -59,6 +59,7 @@ def finetune(
     per_batch = max(1, round(batch_size * clean_share))
     others = max(1, batch_size - per_batch)
     steps = -(-len(clean[0]) // per_batch)
+    unit = scale.range / 10
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     history: list[dict[str, float]] = []
@@ -78,21 +79,16 @@ def finetune(
                 for step in range(steps):
                     images, mos = _batch(clean, orders[0], step, per_batch)
                     more, more_mos = _batch(adversarial, orders[1], step, others)
-                    pixels = torch.stack(images + more).to(device).float() / 255
-                    wanted = torch.tensor(mos + more_mos, device=device)
-                    unit = scale.range / 10
-                    mirrored = torch.from_numpy(rng.random(len(pixels)) < 0.5).to(device)
-                    scores = model(_flipped(pixels, mirrored)) / unit
-                    loss = F.smooth_l1_loss(scores, wanted / unit)
+                    mirrored = torch.from_numpy(rng.random(len(images + more)) < 0.5).to(device)
+                    scores = _scores(model, images + more, mirrored) / unit
+                    wanted = torch.tensor(mos + more_mos, device=device) / unit
+                    loss = F.smooth_l1_loss(scores, wanted)
                     if parents is not None and pairs:
-                        before_attack, their_mos = _batch(parents, orders[1], step, others)
-                        pixels = torch.stack(before_attack).to(device).float() / 255
-                        change = (
-                            scores[per_batch:]
-                            - model(_flipped(pixels, mirrored[per_batch:])) / unit
-                        )
-                        asked = wanted[per_batch:] - torch.tensor(their_mos, device=device)
-                        loss = loss + pairs * F.smooth_l1_loss(change, asked / unit)
+                        originals, their_mos = _batch(parents, orders[1], step, others)
+                        before_attack = _scores(model, originals, mirrored[per_batch:]) / unit
+                        steps_made = scores[per_batch:] - before_attack
+                        steps_wanted = wanted[per_batch:] - wanted.new_tensor(their_mos) / unit
+                        loss = loss + pairs * F.smooth_l1_loss(steps_made, steps_wanted)
                     if not math.isfinite(loss.item()):
                         raise RuntimeError(
                             f"loss must be finite, got {loss.item()}: lower lr ({lr})"
@@ -143,8 +139,10 @@ def _batch(data: Scored, order: Any, step: int, size: int) -> tuple[list[Tensor]
     return [data[0][i] for i in chosen], [float(data[1][i]) for i in chosen]
 
 
-def _flipped(images: Tensor, mirrored: Tensor) -> Tensor:
-    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+def _scores(model: nn.Module, images: Sequence[Tensor], mirrored: Tensor) -> Tensor:
+    """Scores with a gradient of images uint8 (3,H,W), those of `mirrored` (N,) flipped."""
+    pixels = torch.stack(list(images)).to(mirrored.device).float() / 255
+    return model(torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels))
 
 
 def _check(
