@@ -31,6 +31,8 @@ def finetune(
     lr: float = 1e-4,
     clean_share: float = 0.5,
     seed: int = 0,
+    resume: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], None] | None = None,
     report: Callable[[dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
     """Fine-tune in place on photographs and adversarial examples with the scores people gave.
@@ -42,8 +44,10 @@ def finetune(
     with a cosine schedule; running statistics of batch norms stay. clean_share of each batch are
     photographs; an epoch shows each of these once and draws the examples in turn.
     The epoch of the lowest mean error on validation (photographs and examples alike) stays, the
-    model as it came among them. Returns: a row per epoch with loss, srcc and rmse (photographs),
-    rmse_adversarial. Raises ValueError for empty data, RuntimeError where the loss is not finite.
+    model as it came among them. save gets the state after every epoch; given again as `resume`,
+    with the same other arguments, the training goes on to the same weights. Returns: a row per
+    epoch with loss, srcc and rmse (photographs), rmse_adversarial. Raises ValueError for empty
+    data, RuntimeError where the loss is not finite.
     """
     _check(clean, adversarial, validation, epochs, clean_share)
     given = 0 if parents is None else len(parents[0])
@@ -64,9 +68,15 @@ def finetune(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     history: list[dict[str, float]] = []
     best, best_state = math.inf, copy.deepcopy(model.state_dict())
+    if resume:
+        model.load_state_dict(resume["model"])
+        optimizer.load_state_dict(resume["optimizer"])
+        schedule.load_state_dict(resume["schedule"])
+        history = list(resume["history"])
+        best, best_state = resume["best"], resume["best_state"]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # dropout
-        for epoch in range(epochs + 1):
+        for epoch in range(len(history), epochs + 1):
+            torch.manual_seed(seed * 100_003 + epoch)  # dropout
             total = 0.0
             if epoch:
                 rng = np.random.default_rng((seed, epoch))
@@ -106,6 +116,17 @@ def finetune(
                 best, best_state = error, copy.deepcopy(model.state_dict())
             if report:
                 report(row)
+            if save:
+                save(
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "schedule": schedule.state_dict(),
+                        "history": history,
+                        "best": best,
+                        "best_state": best_state,
+                    }
+                )
     model.load_state_dict(best_state)
     model.eval()
     for parameter, flag in zip(parameters, before, strict=True):

@@ -1,5 +1,6 @@
 """Stage `finetune@victim`: a victim learns from 3AE; old and new attacks are measured on it."""
 
+import hashlib
 import importlib
 import json
 import math
@@ -10,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from attackers.metrics import basr, msi, rasr
 from defenders.finetuning import Scored, finetune, scores_of
 from pipelines.errors import InputError
 from pipelines.images import decode_image, to_tensor
-from pipelines.models import HISTORY
+from pipelines.models import HISTORY, TrainingFolder
 from pipelines.params import Params
 from pipelines.pictures import read_manifest, squash
+from pipelines.provenance import code_version, fingerprint
 from pipelines.records import SPLITS
 from pipelines.rows import open_dataset
 from pipelines.shards import atomic_file
@@ -84,13 +86,15 @@ def run_finetune(
             split: _clean_images(layout.clean, split, size, unseen if split == "test" else None)
             for split in SPLITS
         }
-        report = _harden(victim, victim.scale, clean, examples, size, params, name)
+        work = layout.work / "finetune" / name
+        report = _harden(victim, victim.scale, clean, examples, size, params, name, work)
         save_victim(victim, layout.finetuned(name))
         report["new_attacker"] = {}
         for mode in settings.retrain:
             report["new_attacker"][mode] = _attack_again(params, layout, name, mode, unseen)
     report |= {"victim": name, "seed": params.seed, "hardware": hardware()}
     _write(layout.reports / "finetune" / f"{name}.json", report)
+    shutil.rmtree(work)
     return report
 
 
@@ -109,12 +113,13 @@ def finetune_model(
         for split in SPLITS
     }
     with torch_threads(params.engine.threads):
-        report = _harden(model, scale, photographs, pictures, size, params, spec)
+        work = out / ".work"
+        report = _harden(model, scale, photographs, pictures, size, params, spec, work)
     out.mkdir(parents=True, exist_ok=True)
-    state = {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(state, out / "model.safetensors")
+    save_file(_state(model), out / "model.safetensors")
     report |= {"victim": spec, "data": data, "new_attacker": {}, "hardware": hardware()}
     _write(out / "report.json", report)
+    shutil.rmtree(work)
     return report
 
 
@@ -126,8 +131,9 @@ def _harden(
     size: int,
     params: Params,
     name: str,
+    work: Path,
 ) -> dict[str, Any]:
-    """Fine-tune in place and compare before and after."""
+    """Fine-tune in place, from the checkpoint in `work` where one is, and compare."""
     settings = params.finetune
     made = [p for p in examples if p.adversarial]
     parts = {s: [p for p in made if p.split == s] for s in SPLITS}
@@ -140,6 +146,18 @@ def _harden(
     photographs = {p.parent: p for p in examples if not p.adversarial}
     old = _images(own, size), _images([photographs[p.parent] for p in own], size)
     before = _measure(model, scale, clean["test"], old)
+    recipe = settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share", "pairs"})
+    mark = fingerprint(
+        recipe=recipe,
+        seed=params.seed,
+        threads=params.engine.threads,
+        size=size,
+        model=hashlib.sha256(save(_state(model))).hexdigest(),
+        clean={split: scores for split, (_, scores) in clean.items()},
+        examples=sorted([p.key, p.split, p.mos] for p in examples),
+        code=code_version(__name__, "defenders.finetuning"),
+    )
+    training = TrainingFolder(work.parent, work.name, "training", mark)
     history = finetune(
         model,
         scale,
@@ -150,8 +168,10 @@ def _harden(
         parents=_images([photographs[p.parent] for p in parts["train"]], size)
         if settings.pairs
         else None,
-        **settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share", "pairs"}),
+        **recipe,
         seed=params.seed,
+        resume=training.checkpoint(),
+        save=training.save,
         report=epoch_reporter(
             f"finetune {name}", settings.epochs, ("loss", "srcc", "rmse", "rmse_adversarial")
         ),
@@ -245,6 +265,10 @@ def _load_callable(spec: str) -> nn.Module:
             f"victim must give one score per image, got {getattr(scores, 'shape', type(scores))}"
         )
     return made
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
 
 
 def _finite(value: float) -> float | None:

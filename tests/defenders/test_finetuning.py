@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,18 @@ def test_same_seed_same_weights_whatever_the_global_state():
         finetune(model, SCALE, *data, epochs=1, lr=0.1)
         ends.append(model.weights.detach().clone())
     assert torch.equal(*ends)
+
+
+def test_stopped_and_resumed_ends_in_the_same_weights():
+    data = scenes(10, 0), scenes(10, 1, red=0.2), scenes(5, 2)
+    whole, states = TwoFeatures(), []
+    history = finetune(
+        whole, SCALE, *data, epochs=3, lr=0.1, save=lambda s: states.append(copy.deepcopy(s))
+    )
+    for state in states:
+        again = TwoFeatures()
+        assert finetune(again, SCALE, *data, epochs=3, lr=0.1, resume=state)[1:] == history[1:]
+        assert torch.equal(again.weights, whole.weights)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from torch import nn
 from attackers.metrics import msi, rasr
 from defenders.finetuning import scores_of
 from pipelines.cli import app, run
-from pipelines.errors import InputError
+from pipelines.errors import InputError, StageError
 from pipelines.images import decode_image, to_tensor
+from pipelines.models import TrainingFolder
 from pipelines.pictures import squash
 from pipelines.stages.finetune import finetune_table, run_finetune
 from pipelines.threeae import read_3ae
@@ -64,6 +65,29 @@ def test_neither_protocol_nor_limit_takes_the_test_photographs_away(finetuned, t
     params = other.params(attack__protocol="paper", attack__limit=1)
     again = run_finetune(params, other.layout, "net")
     assert again["new_attacker"]["unrestricted"]["n"] == report["n_test"]
+
+
+def test_a_stopped_stage_goes_on_after_its_last_epoch(finetuned, tmp_path, monkeypatch, capfd):
+    project, report = finetuned
+    other = project.copy(tmp_path / "p")
+    params = other.params(finetune__retrain=[])
+    kept = TrainingFolder.save
+
+    def full_disk_after_two(self, state):
+        if len(state["history"]) == 3:
+            raise StageError("no space left")
+        kept(self, state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingFolder, "save", full_disk_after_two)
+        with pytest.raises(StageError):
+            run_finetune(params, other.layout, "net")
+    capfd.readouterr()
+    again = run_finetune(params, other.layout, "net")
+    assert "epoch 0/" not in capfd.readouterr().err
+    assert again["after"] == report["after"]
+    assert again["history"] == report["history"]
+    assert not (other.layout.work / "finetune" / "net").exists()
 
 
 class Small(nn.Module):
