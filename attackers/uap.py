@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ def search_trigger(
     batch_size: int = 32,
     seed: int = 0,
     report: Callable[[Row], None] | None = None,
+    resume: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[Trigger, list[Row]]:
     """Search the trigger that moves the surrogate's scores most within an RMS of eps.
 
@@ -49,7 +52,8 @@ def search_trigger(
     -t, the squared distance of the means in standard deviations over pictures. What a network
     sees apart before it is trained, it learns to score apart from few pictures.
     images: uint8 (3, H, W) of any sizes. lr: in levels of a coefficient, of the first epoch; it
-    falls linearly.
+    falls linearly. save: called with the state after each epoch; given as `resume`, with the same
+    other arguments, the search goes on to the same trigger.
     Returns: the trigger, and a row per epoch: effect (mean |Δ| in % of the scale; for "features"
     the mean squared distance), psnr, loss.
     Raises: ValueError for bad arguments, RuntimeError if the loss is not finite.
@@ -74,7 +78,13 @@ def search_trigger(
             return _effect(surrogate, some, trigger, generator, effect) * per_cent
 
     history: list[Row] = []
-    for epoch in range(1, epochs + 1):
+    if resume:
+        coefficients.data.copy_(resume["coefficients"])
+        optimizer.load_state_dict(resume["optimizer"])
+        fading.load_state_dict(resume["fading"])
+        generator.set_state(resume["generator"])
+        history += resume["history"]
+    for epoch in range(len(history) + 1, epochs + 1):
         seen = total = 0.0
         order = torch.randperm(len(images), generator=generator)
         for part in order.split(batch_size):
@@ -99,6 +109,16 @@ def search_trigger(
         history.append(row)
         if report:
             report(row)
+        if save:
+            save(
+                {
+                    "coefficients": coefficients.detach(),
+                    "optimizer": optimizer.state_dict(),
+                    "fading": fading.state_dict(),
+                    "generator": generator.get_state(),
+                    "history": history,
+                }
+            )
     _project(coefficients, mask, eps)
     found = coefficients.detach()
     sign = _sign(surrogate, images, Trigger(found, band, origin), generator, batch_size)

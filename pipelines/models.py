@@ -127,6 +127,10 @@ class TrainingFolder:
                 "one is kept, and running the same command again goes on from there"
             ) from error
 
+    def done(self) -> None:
+        """Drop the checkpoint: what was trained is stored."""
+        (self.path / "checkpoint.pt").unlink(missing_ok=True)
+
     def publish(self, out: Path) -> None:
         """Copy the model to `out`; drop the checkpoint and the folders of other fingerprints."""
         try:
@@ -137,7 +141,7 @@ class TrainingFolder:
                 temporary.replace(out / name)
         except OSError as error:
             raise StageError(f"model folder {out} cannot be written ({error.strerror})") from error
-        (self.path / "checkpoint.pt").unlink(missing_ok=True)
+        self.done()
         for other in self.path.parent.glob(self._siblings):
             if other != self.path:
                 shutil.rmtree(other, ignore_errors=True)

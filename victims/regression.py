@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from victims.base import hold_statistics
 from victims.crops import crop_scores, enlarge, random_crops, spread_corners
 from victims.metrics import agreement
 from victims.quality import QualityModel
+from victims.resuming import random_state, set_random_state
 
 Row = dict[str, float]
 CONSISTENCY, RANKING = 0.5, 0.05  # weights of TReS's losses beside L1
@@ -112,6 +113,8 @@ def train_regressor(
     seed: int = 0,
     report: Callable[[Row], None] | None = None,
     after_epoch: Callable[[int], None] | None = None,
+    resume: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[Row]:
     """Train in place on one random crop and flip of each image per epoch.
 
@@ -119,7 +122,8 @@ def train_regressor(
     Running statistics of the backbone's batch norms stay. The same seed and number of threads give
     the same weights. images: uint8 (3, H, W) of any sizes, read by index when needed. labels: on
     the model's scale, or beyond it. loss: None takes the model's own. after_epoch: called with the
-    model in eval mode, epoch 0 first.
+    model in eval mode, epoch 0 first. save: called with the state after each epoch; given as
+    `resume`, with the same other arguments, the training goes on to the same weights.
     Returns: a row per epoch, epoch 0 (untrained) first: loss, and srcc, lcc, rmse on validation.
     Raises: ValueError for bad arguments, RuntimeError if the loss is not finite.
     """
@@ -131,49 +135,68 @@ def train_regressor(
     history: list[Row] = []
     best_srcc, best_state = -math.inf, copy.deepcopy(model.state_dict())
     devices = [model.device] if model.device.type == "cuda" else []
-    epoch = 0
+    plan = [(phase, turn) for phase in phases for turn in range(phase.epochs)]
+    optimizer: torch.optim.Optimizer | None = None
 
     def close(total: float, rate: float) -> None:
         nonlocal best_srcc, best_state
         model.freeze()
+        epoch = len(history)
         row = {"epoch": float(epoch), "loss": total, "lr": rate}
         if validation:
             row |= _validate(model, *validation)
         history.append(row)
         # Without validation the last epoch counts.
-        if (row["srcc"] > best_srcc) if validation else epoch == sum(p.epochs for p in phases):
+        if (row["srcc"] > best_srcc) if validation else epoch == len(plan):
             best_srcc = row.get("srcc", 0.0)
             best_state = copy.deepcopy(model.state_dict())
         if report:
             report(row)
         if after_epoch:
             after_epoch(epoch)
+        if save:
+            save(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer and optimizer.state_dict(),
+                    "random": random_state(generator, model.device),
+                    "history": history,
+                    "best": (best_srcc, best_state),
+                }
+            )
 
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)  # dropout
-        close(math.nan, 0.0)
-        for phase in phases:
-            optimizer = _optimizer(model, phase)
-            for turn in range(phase.epochs):
-                _start_epoch(model, phase)
-                factor = 0.1 ** (turn // phase.drop_every) if phase.drop_every else 1.0
-                for group in optimizer.param_groups:
-                    group["lr"] = group["base"] * factor
-                total = 0.0
-                for part in torch.randperm(len(images), generator=generator).split(batch_size):
-                    some = [images[i].to(model.device)[None] for i in part.tolist()]
-                    crops = random_crops(some, model.input_size, generator)[:, 0].float() / 255
-                    value = LOSSES[name](model, crops, wanted[part.to(model.device)])
-                    optimizer.zero_grad(set_to_none=True)
-                    value.backward()
-                    optimizer.step()
-                    total += value.item() * len(part) / len(images)
-                epoch += 1
-                if not math.isfinite(total):
-                    raise RuntimeError(
-                        f"loss must be finite, got {total} in epoch {epoch} (lower the lr?)"
-                    )
-                close(total, phase.lr * factor)
+        if resume:
+            model.load_state_dict(resume["model"])
+            set_random_state(resume["random"], generator, model.device)
+            history += resume["history"]
+            best_srcc, best_state = resume["best"]
+        else:
+            close(math.nan, 0.0)
+        for phase, turn in plan[len(history) - 1 :]:
+            if not turn or not optimizer:
+                optimizer = _optimizer(model, phase)
+                if turn and resume:
+                    optimizer.load_state_dict(resume["optimizer"])
+            _start_epoch(model, phase)
+            factor = 0.1 ** (turn // phase.drop_every) if phase.drop_every else 1.0
+            for group in optimizer.param_groups:
+                group["lr"] = group["base"] * factor
+            total = 0.0
+            for part in torch.randperm(len(images), generator=generator).split(batch_size):
+                some = [images[i].to(model.device)[None] for i in part.tolist()]
+                crops = random_crops(some, model.input_size, generator)[:, 0].float() / 255
+                value = LOSSES[name](model, crops, wanted[part.to(model.device)])
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                optimizer.step()
+                total += value.item() * len(part) / len(images)
+            if not math.isfinite(total):
+                raise RuntimeError(
+                    f"loss must be finite, got {total} in epoch {len(history)} (lower the lr?)"
+                )
+            close(total, phase.lr * factor)
     model.load_state_dict(best_state)
     model.freeze()
     return history

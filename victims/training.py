@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,11 +18,12 @@ from victims.fitting import FullTask, HeadTask, ScoredImages
 from victims.heads import D10Head, d10_targets, emd_loss
 from victims.metrics import agreement
 from victims.nima import Nima
+from victims.resuming import random_state, set_random_state
 
 LOSSES = ("emd", "l1", "mse")
 SOLVERS = ("adamw", "lbfgs")
 Row = dict[str, float]
-Epoch = Callable[[int], Row]  # runs epoch 1, 2, ... and says what to record
+State = dict[str, Any]
 Batches = Iterator[tuple[Tensor, Tensor, Tensor]]
 
 
@@ -61,6 +63,8 @@ def train_victim(
     crop: float = 1.0,
     num_workers: int = 0,
     progress: Callable[[Row], None] | None = None,
+    resume: State | None = None,
+    save: Callable[[State], None] | None = None,
 ) -> TrainingResult:
     """Train a victim in place; leave its best epoch in it.
 
@@ -76,6 +80,8 @@ def train_victim(
     path of a ridge regression. freeze_batchnorm: keep the running statistics; right for pretrained
     weights and small data, wrong from scratch. flip: mirror images at random. crop: least side of a
     random crop, as a share of the side, in (0, 1]. progress: called with each row of the history.
+    save: called with the state after each epoch; given as `resume`, with the same other arguments,
+    the training goes on to the same weights.
     Raises: ValueError for bad arguments, RuntimeError if the loss is not finite.
     """
     _check(model, loss, epochs, batch_size, crop)
@@ -90,12 +96,13 @@ def train_victim(
         else:
             task = FullTask(*data)
             task.crop, task.freeze_batchnorm = crop, freeze_batchnorm
+        solve: Solver
         if solver == "lbfgs" and isinstance(task, HeadTask):
-            epoch = _path(task, loss, weight_decay)
+            solve = PenaltyPath(task, loss, weight_decay)
         else:
-            epoch = _descent(task, loss, epochs, rates, weight_decay, seed)
+            solve = Descent(task, loss, epochs, rates, weight_decay, seed)
         try:
-            return _fit(task, epochs, epoch, progress)
+            return _fit(task, epochs, solve, progress, resume, save)
         finally:
             task.finish()
             model.freeze()
@@ -109,50 +116,84 @@ def training_loss(model: Nima, logits: Tensor, mos: Tensor, std: Tensor, loss: s
     return (distance.abs() if loss == "l1" else distance.square()).mean()
 
 
-def _descent(
-    task: HeadTask | FullTask,
-    loss: str,
-    epochs: int,
-    rates: tuple[float, float],
-    weight_decay: float,
-    seed: int,
-) -> Epoch:
-    """An epoch of AdamW, with a cosine schedule over all of them."""
-    optimiser = torch.optim.AdamW(task.parameters(*rates), weight_decay=weight_decay)
-    steps = epochs * math.ceil(task.size / task.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
-    generator = torch.Generator().manual_seed(seed)
+class Solver(Protocol):
+    """Runs epochs, and keeps between them what `state` says."""
 
-    def run(epoch: int) -> Row:
-        rate = float(schedule.get_last_lr()[0])
+    def __call__(self, epoch: int) -> Row:
+        """Run epoch 1, 2, ...; what to record of it."""
+
+    def state(self) -> State:
+        """What a checkpoint holds besides the weights."""
+
+    def restore(self, state: State) -> None:
+        """Go on from there."""
+
+
+class Descent:
+    """AdamW, with a cosine schedule over all epochs."""
+
+    def __init__(
+        self,
+        task: HeadTask | FullTask,
+        loss: str,
+        epochs: int,
+        rates: tuple[float, float],
+        weight_decay: float,
+        seed: int,
+    ) -> None:
+        self.task, self.loss, self.rates = task, loss, rates
+        self.optimiser = torch.optim.AdamW(task.parameters(*rates), weight_decay=weight_decay)
+        steps = epochs * math.ceil(task.size / task.batch_size)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, max(steps, 1))
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, epoch: int) -> Row:
+        """Each training image once."""
+        task, rate = self.task, float(self.schedule.get_last_lr()[0])
         task.start_epoch()
         total = 0.0
-        for logits, mos, std in task.batches(generator):
-            value = training_loss(task.model, logits, mos, std, loss)
-            optimiser.zero_grad()
+        for logits, mos, std in task.batches(self.generator):
+            value = training_loss(task.model, logits, mos, std, self.loss)
+            self.optimiser.zero_grad()
             value.backward()
-            optimiser.step()
-            schedule.step()
+            self.optimiser.step()
+            self.schedule.step()
             total += value.item() * len(mos)
         if not math.isfinite(total):
             raise RuntimeError(
                 f"loss must be finite, got {total / task.size} in epoch {epoch} "
-                f"(a lower lr than {rates[0]:g}, or head_lr than {rates[1]:g}, may help)"
+                f"(a lower lr than {self.rates[0]:g}, or head_lr than {self.rates[1]:g}, may help)"
             )
         return {"loss": total / task.size, "lr": rate}
 
-    return run
+    def state(self) -> State:
+        """Moments, rate, and where the random numbers stand."""
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": random_state(self.generator, self.task.model.device),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from there."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        set_random_state(state["random"], self.generator, self.task.model.device)
 
 
-def _path(task: HeadTask, loss: str, weight_decay: float) -> Epoch:
+class PenaltyPath:
     """The optimum for one penalty, from that for the penalty before."""
-    weights = task.parameters(0, 0)[0]["params"]
 
-    def run(epoch: int) -> Row:
-        penalty = weight_decay / 2 ** (epoch - 1)
+    def __init__(self, task: HeadTask, loss: str, weight_decay: float) -> None:
+        self.task, self.loss, self.weight_decay = task, loss, weight_decay
+        self.weights = task.parameters(0, 0)[0]["params"]
+
+    def __call__(self, epoch: int) -> Row:
+        """The optimum for half the penalty of the epoch before."""
+        penalty = self.weight_decay / 2 ** (epoch - 1)
         fit = 0.0
         optimiser = torch.optim.LBFGS(
-            weights,
+            self.weights,
             max_iter=1000,
             history_size=20,
             tolerance_grad=1e-7,
@@ -163,9 +204,9 @@ def _path(task: HeadTask, loss: str, weight_decay: float) -> Epoch:
         def closure() -> float:
             nonlocal fit
             optimiser.zero_grad()
-            value = training_loss(task.model, *task.whole(), loss)
+            value = training_loss(self.task.model, *self.task.whole(), self.loss)
             fit = value.item()
-            total = value + penalty * task.model.head.linear.weight.square().sum()
+            total = value + penalty * self.task.model.head.linear.weight.square().sum()
             total.backward()
             return total.item()
 
@@ -174,19 +215,34 @@ def _path(task: HeadTask, loss: str, weight_decay: float) -> Epoch:
             raise RuntimeError(f"loss must be finite, got {fit} for penalty {penalty:g}")
         return {"loss": fit, "penalty": penalty}
 
-    return run
+    def state(self) -> State:
+        """Nothing: the weights say all."""
+        return {}
+
+    def restore(self, state: State) -> None:
+        """Nothing to restore."""
 
 
 def _fit(
-    task: HeadTask | FullTask, epochs: int, run: Epoch, progress: Callable[[Row], None] | None
+    task: HeadTask | FullTask,
+    epochs: int,
+    solve: Solver,
+    progress: Callable[[Row], None] | None,
+    resume: State | None,
+    save: Callable[[State], None] | None,
 ) -> TrainingResult:
     """Run the epochs, and load the state of the best one."""
     history: list[Row] = []
     best_epoch, best_srcc, best_state = 0, -math.inf, copy.deepcopy(task.trained.state_dict())
-    for epoch in range(epochs + 1):
+    if resume:
+        task.trained.load_state_dict(resume["model"])
+        solve.restore(resume["solver"])
+        history = list(resume["history"])
+        best_epoch, best_srcc, best_state = resume["best"]
+    for epoch in range(len(history), epochs + 1):
         row: Row = {"epoch": float(epoch), "loss": math.nan}
         if epoch:
-            row |= run(epoch)
+            row |= solve(epoch)
         scores, mos = task.validate()
         if not np.isfinite(scores).all():
             raise RuntimeError(
@@ -202,6 +258,15 @@ def _fit(
             best_state = copy.deepcopy(task.trained.state_dict())
         if progress:
             progress(row)
+        if save:
+            save(
+                {
+                    "model": task.trained.state_dict(),
+                    "solver": solve.state(),
+                    "history": history,
+                    "best": (best_epoch, best_srcc, best_state),
+                }
+            )
     task.trained.load_state_dict(best_state)
     return TrainingResult(best_epoch, history)
 

@@ -6,7 +6,6 @@ import copy
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from attackers.backdoor_metrics import backdoor_metrics, score_changes
@@ -14,6 +13,7 @@ from attackers.trigger import Injector
 from defenders.cleansing import fine_tune
 from defenders.pruning import channel_activity, prune
 from pipelines.errors import InputError
+from pipelines.models import TrainingFolder
 from pipelines.params import Backdoor, Params, QualityParams
 from pipelines.pictures import Originals, read_manifest
 from pipelines.poisoned import build_quality, open_trigger
@@ -52,7 +52,7 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         data=manifest.content_sha256,
         code=code_version("victims", "pipelines.pictures"),
     )
-    work = layout.work / STAGE / f"{scheme}-{name}-{mark[:16]}"
+    work = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}", mark)
     with torch_threads(params.engine.threads):
         victim, history = _train(params, quality, f"{scheme}-{name}", manifest, pictures, work)
         save_victim(victim, layout.backdoored(scheme, name))
@@ -101,12 +101,12 @@ def _train(
     title: str,
     manifest: Manifest,
     pictures: dict[str, Originals],
-    work: Path,
+    work: TrainingFolder,
 ) -> tuple[QualityModel, list[dict[str, float]]]:
     """The trained victim: from the work folder where it was finished before."""
-    rows = work / "rows.json"
+    rows = work.path / "rows.json"
     if rows.exists():
-        loaded = load_victim(work / "model", device())
+        loaded = load_victim(work.model, device())
         assert isinstance(loaded, QualityModel)
         return loaded, json.loads(rows.read_text())
     model = build_quality(quality, title, manifest.scale, params.seed).to(device())
@@ -123,12 +123,15 @@ def _train(
         report=epoch_reporter(
             f"backdoor {title}", sum(p.epochs for p in phases), ("loss", "srcc", "rmse")
         ),
+        resume=work.checkpoint(),
+        save=work.save,
     )
     # JSON has no NaN: the loss of epoch 0, a correlation of constant scores.
     history = [{k: v if v == v else -1.0 for k, v in row.items()} for row in history]
-    save_victim(model, work / "model")
+    save_victim(model, work.model)
     with atomic_file(rows) as file:
         file.write(json.dumps(history).encode())
+    work.done()
     return model, history
 
 

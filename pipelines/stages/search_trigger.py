@@ -14,6 +14,7 @@ from attackers.backdoor_metrics import score_changes
 from attackers.baselines import build_baseline
 from attackers.trigger import Injector, trigger_bytes, trigger_sha256
 from attackers.uap import search_trigger
+from pipelines.models import TrainingFolder
 from pipelines.params import Params
 from pipelines.pictures import Originals, read_manifest
 from pipelines.poisoned import (
@@ -91,11 +92,11 @@ def _surrogate(
         clean=clean.content_sha256,
         code=code_version("victims", "pipelines.pictures", "attackers.poisoning"),
     )
-    folder = layout.work / STAGE / f"{SURROGATE}-{mark[:16]}"
+    work = TrainingFolder(layout.work, STAGE, SURROGATE, mark)
     model = build_quality(settings, SURROGATE, clean.scale, params.seed)
-    rows = folder / "rows.json"
+    rows = work.path / "rows.json"
     if rows.exists():
-        loaded = load_victim(folder / "model", device())
+        loaded = load_victim(work.model, device())
         assert isinstance(loaded, QualityModel)
         return loaded, json.loads(rows.read_text())
     phases = phases_of(settings.model["kind"], settings.phases)
@@ -108,10 +109,13 @@ def _surrogate(
         batch_size=settings.batch_size,
         seed=params.seed,
         report=epoch_reporter("surrogate", epochs, ("loss",)),
+        resume=work.checkpoint(),
+        save=work.save,
     )[1:]
-    save_victim(model, folder / "model")
+    save_victim(model, work.model)
     with atomic_file(rows) as file:
         file.write(json.dumps(history).encode())
+    work.done()
     return model, history
 
 
@@ -136,10 +140,10 @@ def _trigger(
         threads=params.engine.threads,
         code=code_version(*_CODE),
     )
-    folder = layout.work / STAGE / f"trigger-{mark[:16]}"
-    rows = folder / "rows.json"
+    work = TrainingFolder(layout.work, STAGE, "trigger", mark)
+    rows = work.path / "rows.json"
     if rows.exists():
-        return open_trigger(folder)[0], json.loads(rows.read_text())
+        return open_trigger(work.path)[0], json.loads(rows.read_text())
     found, history = search_trigger(
         surrogate,
         pictures,
@@ -154,14 +158,16 @@ def _trigger(
         batch_size=settings.batch_size,
         seed=params.seed,
         report=epoch_reporter("search_trigger", settings.epochs, ("loss", "effect", "psnr")),
+        resume=work.checkpoint(),
+        save=work.save,
     )
-    folder.mkdir(parents=True, exist_ok=True)
     for path, content in (
-        (folder / TRIGGER, trigger_bytes(found)),
+        (work.path / TRIGGER, trigger_bytes(found)),
         (rows, json.dumps(history).encode()),
     ):
         with atomic_file(path) as file:
             file.write(content)
+    work.done()
     return found, history
 
 

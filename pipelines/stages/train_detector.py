@@ -80,7 +80,7 @@ class _Trainer:
             report=epoch_reporter(f"detector {name}", settings.epochs, ("loss", "auc", "accuracy")),
         )
         save_detector(detector, work.model, {"robust": robust, "without": without, **recipe})
-        (work.path / "checkpoint.pt").unlink(missing_ok=True)
+        work.done()
         return load_detector(work.model)
 
 

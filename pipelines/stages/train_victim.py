@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError
+from pipelines.models import TrainingFolder
 from pipelines.params import Params
 from pipelines.pictures import Pictures, read_manifest
+from pipelines.provenance import code_version, fingerprint
 from pipelines.records import SPLITS
 from pipelines.shards import atomic_file
 from pipelines.stages.common import Layout, device, epoch_reporter, hardware, torch_threads
@@ -27,6 +30,15 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
     manifest = read_manifest(layout.clean, "import")
     _check_writable(layout.victim(name))
     scale = {"low": manifest.scale.low, "high": manifest.scale.high}
+    mark = fingerprint(
+        model=settings.model,
+        training=settings.training,
+        seed=params.seed,
+        threads=params.engine.threads,
+        clean=manifest.content_sha256,
+        code=code_version("victims", "pipelines.pictures"),
+    )
+    work = TrainingFolder(layout.work / "train_victim", name, "training", mark)
     with torch_threads(params.engine.threads):
         victim = build_victim({"scale": scale, "name": name, **settings.model}, seed=params.seed)
         if not isinstance(victim, Nima):
@@ -44,6 +56,8 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
                 pictures["validation"],
                 seed=params.seed,
                 progress=epoch_reporter(f"train_victim {name}", epochs, ("loss", "srcc", "rmse")),
+                resume=work.checkpoint(),
+                save=work.save,
                 **settings.training,
             )
         except TypeError as error:
@@ -75,6 +89,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / f"{name}.json") as file:
         file.write((json.dumps(report, indent=2) + "\n").encode())
+    shutil.rmtree(work.path.parent)
     return report
 
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -79,6 +81,20 @@ def test_same_seed_same_trigger(spike_victim, pictures, effect):
         for s in (0, 0, 1)
     )
     assert one == other != third
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+def test_stopped_and_resumed_ends_in_the_same_trigger(spike_victim, pictures, effect):
+    images, states = pictures(4, side=40), []
+    settings = {"effect": effect, "epochs": 3, "batch_size": 2}
+    whole, rows = search_trigger(
+        spike_victim, images, save=lambda s: states.append(copy.deepcopy(s)), **settings
+    )
+    assert len(states) == 3
+    for state in states:
+        again, same = search_trigger(spike_victim, images, resume=state, **settings)
+        assert same == rows
+        assert trigger_bytes(again) == trigger_bytes(whole)
 
 
 def test_stays_in_its_band(spike_victim, pictures):

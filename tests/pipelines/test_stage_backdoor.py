@@ -47,6 +47,32 @@ def test_trigger_again_is_the_same_to_the_byte(poisoning, tmp_path):
         assert sha256(other.layout.trigger / name) == sha256(project.layout.trigger / name)
 
 
+def test_search_and_training_go_on_after_a_kill(poisoning, monkeypatch, tmp_path, capsys):
+    project, done = poisoning
+    other = project.without_work(tmp_path / "p", "search_trigger", "backdoor")
+    shutil.rmtree(other.layout.trigger)
+    for searching in (False, True):  # in the training of the surrogate, then in the search
+        with tiny.dies_after_save(
+            monkeypatch,
+            lambda state, s=searching: ("coefficients" in state) == s and len(state["history"]) > 1,
+        ):
+            run_search_trigger(other.params(), other.layout)
+    capsys.readouterr()
+    assert run_search_trigger(other.params(), other.layout) == done["search_trigger"]
+    told = capsys.readouterr().err
+    assert "surrogate: epoch" not in told
+    assert "search_trigger: epoch 3/3" in told
+    assert "search_trigger: epoch 2/3" not in told
+    with tiny.dies_after_save(monkeypatch, lambda state: len(state["history"]) == 2):
+        run_backdoor(other.params(), other.layout, "p", "small")
+    capsys.readouterr()
+    again = run_backdoor(other.params(), other.layout, "p", "small")
+    assert "backdoor p-small: epoch 1/" not in capsys.readouterr().err
+    before = json.loads(project.layout.backdoor_report("p", "small").read_text())
+    assert again == before
+    assert not list(other.layout.work.rglob("checkpoint.pt"))
+
+
 def test_surrogate_sees_the_poisoned_subset_alone(poisoning, monkeypatch, tmp_path):
     project, _ = poisoning
     other = project.without_work(tmp_path / "p", "search_trigger")

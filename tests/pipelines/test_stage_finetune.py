@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from threeae import write_3ae
 from torch import nn
@@ -9,9 +10,8 @@ from torch import nn
 from attackers.metrics import msi, rasr
 from defenders.finetuning import scores_of
 from pipelines.cli import app, run
-from pipelines.errors import InputError, StageError
+from pipelines.errors import InputError
 from pipelines.images import decode_image, to_tensor
-from pipelines.models import TrainingFolder
 from pipelines.pictures import squash
 from pipelines.stages.finetune import finetune_table, run_finetune
 from pipelines.threeae import read_3ae
@@ -71,17 +71,8 @@ def test_a_stopped_stage_goes_on_after_its_last_epoch(finetuned, tmp_path, monke
     project, report = finetuned
     other = project.copy(tmp_path / "p")
     params = other.params(finetune__retrain=[])
-    kept = TrainingFolder.save
-
-    def full_disk_after_two(self, state):
-        if len(state["history"]) == 3:
-            raise StageError("no space left")
-        kept(self, state)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainingFolder, "save", full_disk_after_two)
-        with pytest.raises(StageError):
-            run_finetune(params, other.layout, "net")
+    with tiny.dies_after_save(monkeypatch, lambda state: len(state["history"]) == 2):
+        run_finetune(params, other.layout, "net")
     capfd.readouterr()
     again = run_finetune(params, other.layout, "net")
     assert "epoch 0/" not in capfd.readouterr().err

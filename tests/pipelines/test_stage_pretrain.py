@@ -9,7 +9,7 @@ from attackers.adt import ADT, ADTConfig
 from attackers.filters import FILTER_NAMES, FILTERS
 from pipelines.errors import InputError
 from pipelines.images import decode_png, encode_png, to_uint8
-from pipelines.models import TrainingFolder, load_weights
+from pipelines.models import load_weights
 from pipelines.pictures import squash
 from pipelines.records import image_key
 from pipelines.shards import ShardIndex
@@ -84,27 +84,14 @@ def test_order_comes_from_the_seed(project):
     assert order_of(pairs, 0) != order_of(pairs, 1)
 
 
-class Killed(BaseException):
-    """What a kill looks like from inside: nothing catches it."""
-
-
 def test_resumed_after_a_kill_gives_the_same_weights(project, tmp_path, monkeypatch, capsys):
     changes = {"pretrain__epochs": 3}
     whole = project.without_work(tmp_path / "whole", "pretrain")
     run_pretrain(whole.params(**changes), whole.layout)
     assert "pretrain: epoch 0/3" in capsys.readouterr().err
     killed = project.without_work(tmp_path / "killed", "pretrain")
-    save = TrainingFolder.save
-
-    def save_and_die(self, state):
-        save(self, state)
-        if state["progress"]["epoch"] == 2:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingFolder, "save", save_and_die)
-        with pytest.raises(Killed):
-            run_pretrain(killed.params(**changes), killed.layout)
+    with tiny.dies_after_save(monkeypatch, lambda state: state["progress"]["epoch"] == 2):
+        run_pretrain(killed.params(**changes), killed.layout)
     capsys.readouterr()
     run_pretrain(killed.params(**changes), killed.layout)
     told = capsys.readouterr().err

@@ -49,6 +49,22 @@ def test_same_seed_gives_the_same_victim(project, tmp_path):
     assert tiny.weights(other.layout.victim("net")) != same
 
 
+def test_resumed_after_a_kill_gives_the_same_victim(project, tmp_path, monkeypatch, capsys):
+    settings = {"epochs": 3, "lr": 1e-3, "batch_size": 4}
+    whole, killed = (project.copy(tmp_path / name) for name in ("whole", "killed"))
+    params = whole.params(victims__net__training=settings)
+    report = run_train_victim(params, whole.layout, "net")
+    with tiny.dies_after_save(monkeypatch, lambda state: len(state["history"]) == 3):
+        run_train_victim(params, killed.layout, "net")
+    capsys.readouterr()
+    assert run_train_victim(params, killed.layout, "net") == report
+    told = capsys.readouterr().err
+    assert "epoch 3/3" in told
+    assert "epoch 2/3" not in told
+    assert tiny.weights(killed.layout.victim("net")) == tiny.weights(whole.layout.victim("net"))
+    assert not list((killed.layout.work / "train_victim").iterdir())
+
+
 def test_a_correlation_that_is_undefined_is_null(project, tmp_path):
     other = project.copy(tmp_path / "p")
     index = ShardIndex(other.layout.clean)

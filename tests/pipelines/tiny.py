@@ -3,17 +3,21 @@
 import copy
 import hashlib
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 import yaml
 from PIL import Image
 
 from pipelines.images import decode_png, to_tensor
+from pipelines.models import TrainingFolder
 from pipelines.params import Params, load_params
 from pipelines.shards import ShardIndex
 from pipelines.stages.attack import run_attack
@@ -248,3 +252,25 @@ def shard_hashes(folder: Path) -> dict[str, str]:
 def weights(folder: Path) -> bytes:
     """The weights of a stored model, byte by byte."""
     return (folder / "model.safetensors").read_bytes()
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside: nothing catches it."""
+
+
+@contextmanager
+def dies_after_save(
+    monkeypatch: pytest.MonkeyPatch, when: Callable[[dict[str, Any]], bool]
+) -> Iterator[None]:
+    """What runs inside is killed right after it has stored a checkpoint of which `when` holds."""
+    save = TrainingFolder.save
+
+    def save_and_die(self: TrainingFolder, state: dict[str, Any]) -> None:
+        save(self, state)
+        if when(state):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingFolder, "save", save_and_die)
+        with pytest.raises(Killed):
+            yield

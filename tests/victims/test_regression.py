@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -66,6 +67,26 @@ def test_same_seed_same_weights_whatever_the_global_state():
         weights.append(torch.cat([p.flatten() for p in model.parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_stopped_and_resumed_ends_in_the_same_weights():
+    phases = [Phase(2, 1e-2, 1e-2, "sgd", backbone=False), Phase(2, 1e-3, 1e-3, drop_every=1)]
+    states, data = [], (*grey(6), grey(4, seed=1))
+    whole = build("tres")
+    rows = train_regressor(
+        whole,
+        *data,
+        phases=phases,
+        batch_size=3,
+        save=lambda s: states.append(copy.deepcopy(s)),
+    )
+    assert len(states) == 5
+    for state in states:
+        model = build("tres")
+        again = train_regressor(model, *data, phases=phases, batch_size=3, resume=state)
+        assert again[1:] == rows[1:]
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, whole.state_dict()[name]), name
 
 
 def test_phases_freeze_what_they_say_and_drop_the_rate():

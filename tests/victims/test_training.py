@@ -1,3 +1,4 @@
+import copy
 import math
 import os
 from pathlib import Path
@@ -86,6 +87,30 @@ def test_the_same_seed_gives_the_same_weights(freeze):
     first = weights(1, 10)
     assert torch.equal(first, weights(1, 20))
     assert not torch.equal(first, weights(2, 10))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"crop": 0.8},
+        {"freeze_backbone": True},
+        {"freeze_backbone": True, "solver": "lbfgs", "weight_decay": 1.0},
+    ],
+)
+def test_stopped_and_resumed_ends_in_the_same_weights(how):
+    states = []
+    whole = victim()
+    end = train_victim(
+        whole, TRAIN, VALIDATION, epochs=3, save=lambda s: states.append(copy.deepcopy(s)), **how
+    )
+    assert len(states) == 4
+    for state in states:
+        model = victim()
+        again = train_victim(model, TRAIN, VALIDATION, epochs=3, resume=state, **how)
+        assert again.best_epoch == end.best_epoch
+        assert again.history[1:] == end.history[1:]
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, whole.state_dict()[name]), name
 
 
 def test_zero_epochs_and_a_hopeless_lr_keep_the_weights_as_they_came():
