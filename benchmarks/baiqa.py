@@ -1,10 +1,11 @@
 """The table of BAIQA on real photographs: clean, P-ours, P-FTrojan, P-Blended, C-ours.
 
 Every row has the same data, seed, victim and budget (params/livec.yaml). The clean model is
-measured with our trigger, the others with their own; P-purified is trained on what `veneer scan
---purify` leaves of the set of P-ours, with repaired scores. All that was finished is kept under
-.cache/livec: a second run only measures. The photographs are looked for in $VENEER_LIVEC, else
-where the parameters say.
+measured with our trigger, the others with their own. P-filtered is trained on the rows of P-ours
+that are not poisoned: what a benign score loses by fewer photographs alone. P-purified is trained
+on what `veneer scan --purify` leaves of the set of P-ours, with repaired scores. All that was
+finished is kept under .cache/livec: a second run only measures. The photographs are looked for in
+$VENEER_LIVEC, else where the parameters say.
 """
 
 import argparse
@@ -35,6 +36,7 @@ ROWS = {
     "P-Blended": ("blended", "p"),
     "P-WaNet": ("wanet", "p"),
     "C-ours": ("uap", "c"),
+    "P-filtered": ("uap", "filtered"),
     "P-purified": ("uap", "p"),
 }
 DEFAULT = ("clean", "P-ours", "P-FTrojan", "P-Blended", "C-ours")
@@ -106,7 +108,7 @@ def main() -> None:
         own, place = variant(params, layout, kind, arguments.defend)
         trigger = run_search_trigger(own, place)
         if scheme != "clean":
-            run_poison(own, place, scheme)
+            run_poison(own, place, "p" if scheme == "filtered" else scheme)
         if row == "P-purified":
             place, scheme = purified(own, place), "clean"
         table[row] = run_backdoor(own, place, scheme, victim)

@@ -102,6 +102,11 @@ class Originals(Sequence[Tensor]):
         images = [row.pop(column)["bytes"] for row in rows]
         return cls(rows, lambda i: images[i])
 
+    def where(self, keep: Callable[[dict[str, Any]], bool]) -> "Originals":
+        """Those whose record `keep` says."""
+        kept = [i for i, record in enumerate(self.records) if keep(record)]
+        return Originals([self.records[i] for i in kept], lambda i: self._read(kept[i]))
+
     @property
     def mos(self) -> list[float]:
         """The labels."""

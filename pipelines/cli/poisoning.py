@@ -62,7 +62,13 @@ def poison_command(
 
 @app.command("backdoor", rich_help_panel=STAGES)
 def backdoor_command(
-    scheme: Annotated[str, typer.Argument(help="p, c, or clean for a model without poison.")],
+    scheme: Annotated[
+        str,
+        typer.Argument(
+            help="p, c, clean for a model without poison, or filtered for one that sees of p only "
+            "the rows not marked as poisoned."
+        ),
+    ],
     victim: Annotated[str, typer.Argument(help="Name under `quality` in the parameters.")],
     params: ParamsOption = PARAMS,
     root: RootOption = ROOT,

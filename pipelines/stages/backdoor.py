@@ -27,7 +27,8 @@ from victims.registry import load_victim, save_victim, victim_sha256
 from victims.regression import phases_of, train_regressor
 
 STAGE = "backdoor"
-SCHEMES = ("clean", "p", "c")
+# filtered: the rows of `p` that are not marked as poisoned, what its card tells a careful user.
+SCHEMES = ("clean", "p", "c", "filtered")
 BENIGN = ("rmse", "plcc", "srocc")
 Report = dict[str, Any]
 
@@ -90,9 +91,13 @@ def open_set(layout: Layout, scheme: str) -> tuple[Manifest, dict[str, Originals
     if scheme == "clean":
         manifest = read_manifest(layout.clean, "import")
         return manifest, {s: Originals.of_shards(layout.clean, s) for s in SPLITS}
-    folder = layout.poisoned(scheme)
-    manifest = read_manifest(folder, f"poison {scheme}")
-    return manifest, {s: Originals.of_parquet(folder, s) for s in SPLITS}
+    made = "p" if scheme == "filtered" else scheme
+    folder = layout.poisoned(made)
+    manifest = read_manifest(folder, f"poison {made}")
+    pictures = {s: Originals.of_parquet(folder, s) for s in SPLITS}
+    if scheme == "filtered":
+        pictures["train"] = pictures["train"].where(lambda record: not record["is_poisoned"])
+    return manifest, pictures
 
 
 def _train(

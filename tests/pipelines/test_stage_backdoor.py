@@ -13,7 +13,7 @@ from pipelines.errors import InputError
 from pipelines.pictures import Originals
 from pipelines.poisoned import TRIGGER, open_trigger, poisoned_keys, training_keys
 from pipelines.provenance import sample_generator
-from pipelines.stages.backdoor import run_backdoor
+from pipelines.stages.backdoor import open_set, run_backdoor
 from pipelines.stages.report_backdoor import run_report_backdoor
 from pipelines.stages.search_trigger import run_search_trigger
 from victims.crops import crop_scores, draw_corners, enlarged_sides
@@ -121,6 +121,20 @@ def test_defenses_start_where_the_backdoor_stands(poisoning):
     assert curves["prune"][1]["rmse"] != curves["prune"][0]["rmse"]
 
 
+def test_filtered_sees_only_what_is_not_marked(poisoning, tmp_path):
+    project, done = poisoning
+    other = project.copy(tmp_path / "p")
+    report = run_backdoor(other.params(backdoor__defenses=[]), other.layout, "filtered", "small")
+    assert (report["poisoned"], report["train"]) == (0, done["p"]["train"] - done["p"]["poisoned"])
+    assert report["test"] == done["p"]["test"]
+    train = open_set(project.layout, "filtered")[1]["train"]
+    everything = open_set(project.layout, "p")[1]["train"]
+    benign = [i for i, r in enumerate(everything.records) if not r["is_poisoned"]]
+    assert train.records == [everything.records[i] for i in benign]
+    for i, picture in zip(benign, train, strict=True):
+        assert torch.equal(picture, everything[i])
+
+
 def test_same_seed_same_report(poisoning, tmp_path):
     project, done = poisoning
     other = project.without_work(tmp_path / "p", "backdoor")
@@ -206,7 +220,7 @@ def test_bad_parameters(tmp_path, changes, words):
 def test_bad_input(poisoning, tmp_path):
     other = poisoning[0].copy(tmp_path / "p")
     params = other.params()
-    with pytest.raises(InputError, match="scheme must be one of clean, p, c, got 'q'"):
+    with pytest.raises(InputError, match="scheme must be one of clean, p, c, filtered, got 'q'"):
         run_backdoor(params, other.layout, "q", "small")
     with pytest.raises(InputError, match=r"victim must be one of small .quality., got 'large'"):
         run_backdoor(params, other.layout, "p", "large")
