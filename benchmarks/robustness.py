@@ -30,10 +30,10 @@ FROZEN = {"victims": ["lite0"], "epochs": 4}
 FROZEN_ETA = 0.06
 
 
-def beside(layout: Layout, name: str) -> Layout:
-    """A root of its own for a variant that shares data and victims with `layout`."""
+def beside(layout: Layout, name: str, *more: str) -> Layout:
+    """A root of its own for a variant that shares data, victims and `more` with `layout`."""
     root = layout.root / "variants" / name
-    for folder in SHARED:
+    for folder in (*SHARED, *more):
         link = root / folder
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
@@ -68,13 +68,8 @@ def main() -> None:
     if "full" in arguments.variants:
         measure("DA3Attacker", params, layout)
     if "refine" in arguments.variants:
-        refined = beside(layout, "refine")
         # The same trained attackers: only what is kept of each differs.
-        for folder in (".cache", "models/da3"):
-            link = refined.root / folder
-            if not link.is_symlink():
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to((layout.root / folder).resolve())
+        refined = beside(layout, "refine", ".cache", "models/da3")
         measure("with refine 4", changed(params, attack={"refine": 4}), refined)
     if "frozen" in arguments.variants:
         objectives = {
@@ -83,7 +78,7 @@ def main() -> None:
         }
         frozen = changed(params, attack={**FROZEN, "objectives": objectives})
         prepare(frozen, layout)
-        measure("victim of frozen features", frozen, beside(layout, "frozen"))
+        measure("victim of frozen features", frozen, beside(layout, "frozen", ".cache"))
     one = {"modes": ["unrestricted"]}
     if "scratch" in arguments.variants:
         scratch = changed(params, attack={**one, "pretrained": False})

@@ -18,7 +18,7 @@ from torch import nn
 from attackers.adt import ADT, ADTConfig
 from attackers.da3 import DA3Attacker
 from pipelines.errors import InputError, StageError
-from pipelines.shards import atomic_file
+from pipelines.shards import atomic_file, sweep
 
 WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.json", "history.csv"
 
@@ -96,8 +96,7 @@ class TrainingFolder:
             raise InputError(
                 f"work folder must be a folder that can be written, got {root} ({error.strerror})"
             ) from None
-        for leftover in self.path.glob("**/.*.tmp"):  # of a killed run
-            leftover.unlink()
+        sweep(self.path)
 
     @property
     def model(self) -> Path:
@@ -112,7 +111,10 @@ class TrainingFolder:
     def checkpoint(self) -> dict[str, Any] | None:
         """What `save` wrote last, None at the start."""
         with contextlib.suppress(FileNotFoundError):
-            state: dict[str, Any] = torch.load(self.path / "checkpoint.pt", weights_only=True)
+            # On the CPU: what loads it moves it, and states of random numbers stay there.
+            state: dict[str, Any] = torch.load(
+                self.path / "checkpoint.pt", map_location="cpu", weights_only=True
+            )
             return state
         return None
 

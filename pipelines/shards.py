@@ -41,6 +41,24 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder` and below; live ones go on."""
+    for leftover in folder.glob("**/.*.tmp"):
+        pid = leftover.name.split(".")[-2]
+        if not (pid.isdigit() and _alive(int(pid))):
+            leftover.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

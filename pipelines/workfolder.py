@@ -16,7 +16,7 @@ from pipelines.cards import Card, dataset_card
 from pipelines.errors import InputError, StageError
 from pipelines.provenance import Counts, Manifest, ScaleInfo, ShardInfo
 from pipelines.records import Sample, arrow_schema
-from pipelines.shards import atomic_file, read_shard, write_shard
+from pipelines.shards import atomic_file, read_shard, sweep, write_shard
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ class WorkFolder:
                 f"work folder must be a folder that can be written, got {self.root} "
                 f"({error.strerror})"
             ) from None
-        for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink()
+        sweep(self.path)
 
     def write(
         self, name: str, members: Iterable[tuple[Sample, bytes]], rejects: Iterable[Reject] = ()

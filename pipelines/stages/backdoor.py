@@ -16,14 +16,15 @@ from pipelines.errors import InputError
 from pipelines.models import TrainingFolder
 from pipelines.params import Backdoor, Params, QualityParams
 from pipelines.pictures import Originals, read_manifest
-from pipelines.poisoned import build_quality, open_trigger
+from pipelines.poisoned import open_trigger
 from pipelines.provenance import Manifest, code_version, fingerprint, sample_generator, sample_seed
 from pipelines.records import SPLITS
 from pipelines.shards import atomic_file
-from pipelines.stages.common import Layout, device, epoch_reporter, hardware, torch_threads
+from pipelines.stages.common import Layout, hardware, torch_threads
+from pipelines.stages.quality import trained_quality
 from victims.metrics import agreement
 from victims.quality import QualityModel
-from victims.registry import load_victim, save_victim, victim_sha256
+from victims.registry import save_victim, victim_sha256
 from victims.regression import phases_of, train_regressor
 
 STAGE = "backdoor"
@@ -55,7 +56,16 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
     )
     work = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}", mark)
     with torch_threads(params.engine.threads):
-        victim, history = _train(params, quality, f"{scheme}-{name}", manifest, pictures, work)
+        victim, history = trained_quality(
+            work,
+            quality,
+            f"{scheme}-{name}",
+            manifest.scale,
+            pictures["train"],
+            pictures["validation"],
+            seed=params.seed,
+            what=f"backdoor {scheme}-{name}",
+        )
         save_victim(victim, layout.backdoored(scheme, name))
         measure = _meter(params.seed, trigger, pictures["test"], delta_y)
         row = measure(victim, len(pictures["test"]), settings.crops)
@@ -98,46 +108,6 @@ def open_set(layout: Layout, scheme: str) -> tuple[Manifest, dict[str, Originals
     if scheme == "filtered":
         pictures["train"] = pictures["train"].where(lambda record: not record["is_poisoned"])
     return manifest, pictures
-
-
-def _train(
-    params: Params,
-    quality: QualityParams,
-    title: str,
-    manifest: Manifest,
-    pictures: dict[str, Originals],
-    work: TrainingFolder,
-) -> tuple[QualityModel, list[dict[str, float]]]:
-    """The trained victim: from the work folder where it was finished before."""
-    rows = work.path / "rows.json"
-    if rows.exists():
-        loaded = load_victim(work.model, device())
-        assert isinstance(loaded, QualityModel)
-        return loaded, json.loads(rows.read_text())
-    model = build_quality(quality, title, manifest.scale, params.seed).to(device())
-    phases = phases_of(quality.model["kind"], quality.phases)
-    validation = pictures["validation"]
-    history = train_regressor(
-        model,
-        pictures["train"],
-        pictures["train"].mos,
-        (validation, validation.mos),
-        phases=phases,
-        batch_size=quality.batch_size,
-        seed=params.seed,
-        report=epoch_reporter(
-            f"backdoor {title}", sum(p.epochs for p in phases), ("loss", "srcc", "rmse")
-        ),
-        resume=work.checkpoint(),
-        save=work.save,
-    )
-    # JSON has no NaN: the loss of epoch 0, a correlation of constant scores.
-    history = [{k: v if v == v else -1.0 for k, v in row.items()} for row in history]
-    save_victim(model, work.model)
-    with atomic_file(rows) as file:
-        file.write(json.dumps(history).encode())
-    work.done()
-    return model, history
 
 
 Meter = Callable[[QualityModel, int, int], Report]

@@ -146,6 +146,13 @@ def _harden(
     photographs = {p.parent: p for p in examples if not p.adversarial}
     old = _images(own, size), _images([photographs[p.parent] for p in own], size)
     before = _measure(model, scale, clean["test"], old)
+    data = (
+        clean["train"],
+        _images(parts["train"], size),
+        clean["validation"],
+        _images(parts["validation"], size) if parts["validation"] else None,
+        _images([photographs[p.parent] for p in parts["train"]], size) if settings.pairs else None,
+    )
     recipe = settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share", "pairs"})
     mark = fingerprint(
         recipe=recipe,
@@ -153,21 +160,18 @@ def _harden(
         threads=params.engine.threads,
         size=size,
         model=hashlib.sha256(save(_state(model))).hexdigest(),
-        clean={split: scores for split, (_, scores) in clean.items()},
-        examples=sorted([p.key, p.split, p.mos] for p in examples),
-        code=code_version(__name__, "defenders.finetuning"),
+        data=[_digest(part) for part in data if part],
+        code=code_version(__name__, "defenders.finetuning", "victims"),
     )
     training = TrainingFolder(work.parent, work.name, "training", mark)
     history = finetune(
         model,
         scale,
         clean["train"],
-        _images(parts["train"], size),
+        data[1],
         clean["validation"],
-        validation_adversarial=_images(parts["validation"], size) if parts["validation"] else None,
-        parents=_images([photographs[p.parent] for p in parts["train"]], size)
-        if settings.pairs
-        else None,
+        validation_adversarial=data[3],
+        parents=data[4],
         **recipe,
         seed=params.seed,
         resume=training.checkpoint(),
@@ -265,6 +269,14 @@ def _load_callable(spec: str) -> nn.Module:
             f"victim must give one score per image, got {getattr(scores, 'shape', type(scores))}"
         )
     return made
+
+
+def _digest(scored: Scored) -> str:
+    """SHA-256 of pictures and scores, in their order."""
+    digest = hashlib.sha256()
+    for image, mos in zip(*scored, strict=True):
+        digest.update(image.numpy().tobytes() + repr(mos).encode())
+    return digest.hexdigest()
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

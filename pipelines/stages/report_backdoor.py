@@ -8,22 +8,24 @@ from pipelines.params import Params
 from pipelines.shards import atomic_file
 from pipelines.stages.common import Layout
 
+ASIDE = ("clean", "filtered")  # what the others are compared with
 COLUMNS = ("x", "rmse", "plcc", "srocc", "mmae", "mmra")
 
 
 def run_report_backdoor(params: Params, layout: Layout) -> dict[str, Any]:
     """Join the reports of each scheme and victim into reports/backdoor.json and two tables.
 
-    A model trained on clean data is listed too where there is one. Returns the report.
+    Models trained on clean data and on the benign rows of P are listed where there are any.
+    Returns the report.
     """
     schemes = params.section("poison").schemes
     report: dict[str, Any] = {}
     curves, defenses = [], []
     for name in params.section("backdoor").victims:
-        for scheme in ("clean", *schemes):
+        for scheme in (*ASIDE, *schemes):
             path = layout.backdoor_report(scheme, name)
             if not path.exists():
-                if scheme == "clean":
+                if scheme in ASIDE:
                     continue
                 raise InputError(
                     f"{path} must be there, got none: run `veneer backdoor {scheme} {name}` first"

@@ -19,17 +19,16 @@ from pipelines.params import Params
 from pipelines.pictures import Originals, read_manifest
 from pipelines.poisoned import (
     TRIGGER,
-    build_quality,
     open_trigger,
     poisoned_keys,
     training_keys,
 )
 from pipelines.provenance import Manifest, code_version, fingerprint, sample_generator
 from pipelines.shards import atomic_file
-from pipelines.stages.common import Layout, device, epoch_reporter, torch_threads
+from pipelines.stages.common import Layout, epoch_reporter, torch_threads
+from pipelines.stages.quality import trained_quality
 from victims.quality import QualityModel
-from victims.registry import load_victim, save_victim, victim_sha256
-from victims.regression import phases_of, train_regressor
+from victims.registry import save_victim, victim_sha256
 
 STAGE = "search_trigger"
 SURROGATE = "surrogate"
@@ -93,30 +92,10 @@ def _surrogate(
         code=code_version("victims", "pipelines.pictures", "attackers.poisoning"),
     )
     work = TrainingFolder(layout.work, STAGE, SURROGATE, mark)
-    model = build_quality(settings, SURROGATE, clean.scale, params.seed)
-    rows = work.path / "rows.json"
-    if rows.exists():
-        loaded = load_victim(work.model, device())
-        assert isinstance(loaded, QualityModel)
-        return loaded, json.loads(rows.read_text())
-    phases = phases_of(settings.model["kind"], settings.phases)
-    epochs = sum(phase.epochs for phase in phases)
-    history = train_regressor(
-        model.to(device()),
-        pictures,
-        pictures.mos,
-        phases=phases,
-        batch_size=settings.batch_size,
-        seed=params.seed,
-        report=epoch_reporter("surrogate", epochs, ("loss",)),
-        resume=work.checkpoint(),
-        save=work.save,
-    )[1:]
-    save_victim(model, work.model)
-    with atomic_file(rows) as file:
-        file.write(json.dumps(history).encode())
-    work.done()
-    return model, history
+    model, history = trained_quality(
+        work, settings, SURROGATE, clean.scale, pictures, seed=params.seed, what="surrogate"
+    )
+    return model, history[1:]
 
 
 def _trigger(

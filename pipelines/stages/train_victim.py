@@ -38,7 +38,6 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
         clean=manifest.content_sha256,
         code=code_version("victims", "pipelines.pictures"),
     )
-    work = TrainingFolder(layout.work / "train_victim", name, "training", mark)
     with torch_threads(params.engine.threads):
         victim = build_victim({"scale": scale, "name": name, **settings.model}, seed=params.seed)
         if not isinstance(victim, Nima):
@@ -47,6 +46,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
                 f"got {settings.model.get('kind')!r}"
             )
         victim.to(device())
+        work = TrainingFolder(layout.work / "train_victim", name, "training", mark)
         pictures = {split: Pictures(layout.clean, [split], victim.input_size) for split in SPLITS}
         try:
             epochs = int(settings.training.get("epochs", 10))

@@ -116,14 +116,21 @@ def test_same_seed_same_weights_whatever_the_global_state():
     assert torch.equal(*ends)
 
 
+class Forgetful(TwoFeatures):
+    """Draws random numbers in training."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(images), 0.3, self.training)
+
+
 def test_stopped_and_resumed_ends_in_the_same_weights():
     data = scenes(10, 0), scenes(10, 1, red=0.2), scenes(5, 2)
-    whole, states = TwoFeatures(), []
+    whole, states = Forgetful(), []
     history = finetune(
         whole, SCALE, *data, epochs=3, lr=0.1, save=lambda s: states.append(copy.deepcopy(s))
     )
     for state in states:
-        again = TwoFeatures()
+        again = Forgetful()
         assert finetune(again, SCALE, *data, epochs=3, lr=0.1, resume=state)[1:] == history[1:]
         assert torch.equal(again.weights, whole.weights)
 

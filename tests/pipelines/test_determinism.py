@@ -122,7 +122,7 @@ def deadly_perturb(job: PerturbJob) -> None:
     mark = job.work.path.parent / "killed"
     if job.name == "train-00002.tar" and not mark.exists():
         mark.touch()
-        (job.work.path / f".{job.name}.1.tmp").write_bytes(b"half a shard")
+        (job.work.path / f".{job.name}.{tiny.NO_PID}.tmp").write_bytes(b"half a shard")
         os.kill(os.getpid(), signal.SIGKILL)
     perturb_shard(job)
 

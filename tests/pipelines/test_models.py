@@ -1,6 +1,7 @@
 import errno
 
 import pytest
+import tiny
 import torch
 
 from attackers.adt import ADT, ADTConfig
@@ -8,6 +9,7 @@ from attackers.da3 import DA3Attacker
 from pipelines import models
 from pipelines.errors import InputError, StageError
 from pipelines.models import TrainingFolder, load_attacker, load_weights, save_model
+from pipelines.shards import atomic_file
 
 CONFIG = ADTConfig(size=32, width=16, heads=2, depth=1, steps=2)
 ROWS = [{"epoch": 0.0, "loss": 1.5}, {"epoch": 1.0, "loss": 0.5}]
@@ -91,7 +93,10 @@ def test_checkpoint_is_whole_or_the_last_one(tmp_path, monkeypatch):
 def test_what_a_killed_run_left_half_written_goes(tmp_path):
     work = folder(tmp_path)
     work.model.mkdir()
-    for place in (work.path / ".checkpoint.pt.12.tmp", work.model / ".model.safetensors.12.tmp"):
+    for place in (
+        work.path / f".checkpoint.pt.{tiny.NO_PID}.tmp",
+        work.model / f".model.safetensors.{tiny.NO_PID}.tmp",
+    ):
         place.write_bytes(b"half")
     folder(tmp_path)
     assert [path.name for path in work.path.rglob("*")] == ["model"]
@@ -131,3 +136,11 @@ def test_work_folder_that_cannot_be_written(tmp_path):
     save_model(ADT(CONFIG), work.model, {}, ROWS)
     with pytest.raises(StageError, match="cannot be written"):
         work.publish(tmp_path / "file" / "out")
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path):
+    work = TrainingFolder(tmp_path, "stage", "name", "f" * 64)
+    with atomic_file(work.path / "rows.json") as file:
+        file.write(b"first")
+        TrainingFolder(tmp_path, "stage", "name", "f" * 64)
+    assert (work.path / "rows.json").read_bytes() == b"first"

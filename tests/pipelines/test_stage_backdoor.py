@@ -82,7 +82,7 @@ def test_surrogate_sees_the_poisoned_subset_alone(poisoning, monkeypatch, tmp_pa
         seen.extend(record["key"] for record in images.records)
         return [{"epoch": 0.0, "loss": 0.0}, {"epoch": 1.0, "loss": 0.0}]
 
-    monkeypatch.setattr("pipelines.stages.search_trigger.train_regressor", spy)
+    monkeypatch.setattr("pipelines.stages.quality.train_regressor", spy)
     run_search_trigger(other.params(), other.layout)
     rows = Originals.of_parquet(project.layout.poisoned("p"), "train").records
     assert set(seen) == {r["parent_key"] for r in rows if r["is_poisoned"]}
@@ -144,7 +144,7 @@ def test_same_seed_same_report(poisoning, tmp_path):
 def test_a_finished_training_is_not_repeated(poisoning, tmp_path, monkeypatch):
     project, done = poisoning
     other = project.copy(tmp_path / "p")
-    monkeypatch.setattr("pipelines.stages.backdoor.train_regressor", None)
+    monkeypatch.setattr("pipelines.stages.quality.train_regressor", None)
     params = other.params(backdoor__defenses=["prune"])
     report = run_backdoor(params, other.layout, "p", "small")
     assert report["mmae"] == done["p"]["mmae"]
@@ -154,7 +154,7 @@ def test_a_found_trigger_is_not_searched_again(poisoning, tmp_path, monkeypatch)
     project, done = poisoning
     other = project.copy(tmp_path / "p")
     monkeypatch.setattr("pipelines.stages.search_trigger.search_trigger", None)
-    monkeypatch.setattr("pipelines.stages.search_trigger.train_regressor", None)
+    monkeypatch.setattr("pipelines.stages.quality.train_regressor", None)
     assert run_search_trigger(other.params(), other.layout) == done["search_trigger"]
 
 

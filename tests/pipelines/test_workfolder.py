@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import tiny
 from test_shards import members
 
 from pipelines import workfolder
@@ -69,7 +70,7 @@ def test_a_cut_shard_is_pending(tmp_path):
 
 def test_create_clears_half_files_and_keeps_finished_ones(tmp_path):
     work = filled(tmp_path)
-    (work.path / ".train-00001.tar.123.tmp").write_bytes(b"half")
+    (work.path / f".train-00001.tar.{tiny.NO_PID}.tmp").write_bytes(b"half")
     work.create()
     assert not list(work.path.glob(".*"))
     assert work.pending(NAMES) == []

@@ -35,6 +35,7 @@ from pipelines.stages.train_victim import run_train_victim
 SIZES = ((48, 64), (64, 48), (56, 56))  # width, height
 MODES = ("unrestricted", "restricted")
 COUNT = 20
+NO_PID = 999_999_999  # of no process
 
 
 def colourful(number: int) -> Image.Image:

@@ -1,0 +1,60 @@
+"""A trained quality model, for the stages `search_trigger` and `backdoor`."""
+
+import json
+
+from pipelines.models import TrainingFolder
+from pipelines.params import QualityParams
+from pipelines.pictures import Originals
+from pipelines.poisoned import build_quality
+from pipelines.provenance import ScaleInfo
+from pipelines.shards import atomic_file
+from pipelines.stages.common import device, epoch_reporter
+from victims.quality import QualityModel
+from victims.registry import load_victim, save_victim
+from victims.regression import phases_of, train_regressor
+
+ROWS = "rows.json"
+
+
+def trained_quality(
+    work: TrainingFolder,
+    settings: QualityParams,
+    name: str,
+    scale: ScaleInfo,
+    train: Originals,
+    validation: Originals | None = None,
+    *,
+    seed: int,
+    what: str,
+) -> tuple[QualityModel, list[dict[str, float]]]:
+    """The model and a row per epoch: as stored in `work` where finished, else trained or resumed.
+
+    what: name of the training in progress lines.
+    """
+    rows = work.path / ROWS
+    if rows.exists():
+        loaded = load_victim(work.model, device())
+        assert isinstance(loaded, QualityModel)
+        return loaded, json.loads(rows.read_text())
+    model = build_quality(settings, name, scale, seed).to(device())
+    phases = phases_of(settings.model["kind"], settings.phases)
+    columns = ("loss",) if validation is None else ("loss", "srcc", "rmse")
+    history = train_regressor(
+        model,
+        train,
+        train.mos,
+        validation=None if validation is None else (validation, validation.mos),
+        phases=phases,
+        batch_size=settings.batch_size,
+        seed=seed,
+        report=epoch_reporter(what, sum(phase.epochs for phase in phases), columns),
+        resume=work.checkpoint(),
+        save=work.save,
+    )
+    # JSON has no NaN: the loss of epoch 0, a correlation of constant scores.
+    history = [{k: v if v == v else -1.0 for k, v in row.items()} for row in history]
+    save_victim(model, work.model)
+    with atomic_file(rows) as file:
+        file.write(json.dumps(history).encode())
+    work.done()
+    return model, history
