@@ -24,8 +24,8 @@ def finetune(
     validation: Scored,
     *,
     validation_adversarial: Scored | None = None,
-    parents: Scored | None = None,
-    pairs: float = 0.0,
+    photographs: Sequence[Tensor] = (),
+    keep: float = 0.0,
     epochs: int = 5,
     batch_size: int = 16,
     lr: float = 1e-4,
@@ -38,11 +38,12 @@ def finetune(
     """Fine-tune in place on photographs and adversarial examples with the scores people gave.
 
     model: any torch module from RGB (N,3,H,W) in [0,1] to (N,) scores on the scale. clean and the
-    others: images uint8 (3,H,W) of one size, and their scores. parents: the photograph of each
-    adversarial example. Smooth L1 on scores as tenths of the scale and, beyond the paper and with
-    weight `pairs`, on the step from photograph to example, which is what counts as fooled. AdamW
-    with a cosine schedule; running statistics of batch norms stay. clean_share of each batch are
-    photographs; an epoch shows each of these once and draws the examples in turn.
+    others: images uint8 (3,H,W) of one size S, and their scores. Smooth L1 on scores as tenths of
+    the scale. Beyond the paper and with weight `keep`: also between what the model says and what it
+    said before the fine-tuning on random views of `photographs` (uint8 of any size, needing no
+    scores; as many per step as clean images), so that what it knew of other pictures stays.
+    AdamW with a cosine schedule; running statistics of batch norms stay. clean_share of each batch
+    are clean images; an epoch shows each of these once and draws the examples in turn.
     The epoch of the lowest mean error on validation (photographs and examples alike) stays, the
     model as it came among them. save gets the state after every epoch; given again as `resume`,
     with the same other arguments, the training goes on to the same weights. Returns: a row per
@@ -50,12 +51,13 @@ def finetune(
     data, RuntimeError where the loss is not finite.
     """
     _check(clean, adversarial, validation, epochs, clean_share)
-    given = 0 if parents is None else len(parents[0])
-    if pairs < 0 or (pairs and given != len(adversarial[0])):
+    if keep < 0 or (keep and not len(photographs)):
         raise ValueError(
-            "pairs must be ≥ 0, with one of parents for each adversarial example, got "
-            f"{pairs} with {given} for {len(adversarial[0])}"
+            f"keep must be ≥ 0, with photographs to keep the scores of, got {keep:g} with "
+            f"{len(photographs)}"
         )
+    teacher = copy.deepcopy(model).eval().requires_grad_(False) if keep else None
+    size = clean[0][0].shape[1:]
     parameters = list(model.parameters())
     before = [p.requires_grad for p in parameters]
     model.requires_grad_(True)
@@ -84,21 +86,26 @@ def finetune(
                     np.resize(rng.permutation(len(clean[0])), steps * per_batch),
                     np.resize(rng.permutation(len(adversarial[0])), steps * others),
                 )
+                looks = rng.integers(0, max(1, len(photographs)), (steps, per_batch))
                 model.train()
                 hold_statistics(model)
                 for step in range(steps):
                     images, mos = _batch(clean, orders[0], step, per_batch)
                     more, more_mos = _batch(adversarial, orders[1], step, others)
                     mirrored = torch.from_numpy(rng.random(len(images + more)) < 0.5).to(device)
-                    scores = _scores(model, images + more, mirrored) / unit
+                    pixels = torch.stack(images + more).to(device).float() / 255
+                    shown = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
                     wanted = torch.tensor(mos + more_mos, device=device) / unit
-                    loss = F.smooth_l1_loss(scores, wanted)
-                    if parents is not None and pairs:
-                        originals, their_mos = _batch(parents, orders[1], step, others)
-                        before_attack = _scores(model, originals, mirrored[per_batch:]) / unit
-                        steps_made = scores[per_batch:] - before_attack
-                        steps_wanted = wanted[per_batch:] - wanted.new_tensor(their_mos) / unit
-                        loss = loss + pairs * F.smooth_l1_loss(steps_made, steps_wanted)
+                    if teacher:
+                        views = [_view(photographs[i], size, rng) for i in looks[step].tolist()]
+                        kept = torch.cat(views).to(device)
+                        scores = model(torch.cat([shown, kept])) / unit
+                        with torch.no_grad():
+                            known = teacher(kept) / unit
+                        loss = F.smooth_l1_loss(scores[: len(shown)], wanted)
+                        loss = loss + keep * F.smooth_l1_loss(scores[len(shown) :], known)
+                    else:
+                        loss = F.smooth_l1_loss(model(shown) / unit, wanted)
                     if not math.isfinite(loss.item()):
                         raise RuntimeError(
                             f"loss must be finite, got {loss.item()}: lower lr ({lr})"
@@ -160,10 +167,15 @@ def _batch(data: Scored, order: Any, step: int, size: int) -> tuple[list[Tensor]
     return [data[0][i] for i in chosen], [float(data[1][i]) for i in chosen]
 
 
-def _scores(model: nn.Module, images: Sequence[Tensor], mirrored: Tensor) -> Tensor:
-    """Scores with a gradient of images uint8 (3,H,W), those of `mirrored` (N,) flipped."""
-    pixels = torch.stack(list(images)).to(mirrored.device).float() / 255
-    return model(torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels))
+def _view(image: Tensor, size: Sequence[int], rng: np.random.Generator) -> Tensor:
+    """A random window of a picture, half to all of its height, scaled to `size`: (1,3,*size)."""
+    height, width = image.shape[1:]
+    share, aspect = rng.uniform(0.5, 1), rng.uniform(0.8, 1.25)
+    h, w = max(1, round(height * share)), max(1, round(width * min(1, share * aspect)))
+    top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+    window = image[None, :, top : top + h, left : left + w].float() / 255
+    window = window.flip(3) if rng.random() < 0.5 else window
+    return F.interpolate(window, tuple(size), mode="bilinear", antialias=True).clamp(0, 1)
 
 
 def _check(

@@ -22,14 +22,14 @@ class DetectorParams(Section):
 
 class FinetuneParams(Section):
     """Adversarial fine-tuning, arguments of defenders.finetuning.finetune. victims: each is a DVC
-    stage. pairs: weight of the error on the step from photograph to example. retrain: also
-    train a new attacker, of these modes, against the fine-tuned victim, and measure it on all
-    clean test photographs that 3AE did not train on, whatever attack.limit."""
+    stage. keep: weight of keeping the scores of random views of the clean training photographs.
+    retrain: also train a new attacker, of these modes, against the fine-tuned victim, and measure
+    it on all clean test photographs that 3AE did not train on, whatever attack.limit."""
 
     victims: list[str] = []
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(16, ge=1)
     lr: float = Field(1e-4, gt=0)
     clean_share: float = Field(0.5, gt=0, lt=1)
-    pairs: float = Field(0.0, ge=0)
+    keep: float = Field(0.0, ge=0)
     retrain: list[Mode] = ["unrestricted"]

@@ -5,7 +5,7 @@ import importlib
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,20 @@ class Hardened(Layout):
         return self.work / "finetune" / f"{victim}-{mode}"
 
 
+class Decoded(Sequence[Tensor]):
+    """Pictures uint8 (3,H,W) at their own sizes, decoded when asked for."""
+
+    def __init__(self, loads: Sequence[Callable[[], bytes]]) -> None:
+        self.loads = loads
+
+    def __len__(self) -> int:
+        return len(self.loads)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One picture."""
+        return torch.from_numpy(decode_image(self.loads[index]())).permute(2, 0, 1)
+
+
 def run_finetune(
     params: Params, layout: Layout, name: str, *, data: str | None = None
 ) -> dict[str, Any]:
@@ -87,7 +101,8 @@ def run_finetune(
             for split in SPLITS
         }
         work = layout.work / "finetune" / name
-        report = _harden(victim, victim.scale, clean, examples, size, params, name, work)
+        originals = Decoded([r.load for r in open_dataset(str(layout.clean), split="train").rows])
+        report = _harden(victim, victim.scale, clean, originals, examples, size, params, name, work)
         save_victim(victim, layout.finetuned(name))
         report["new_attacker"] = {}
         for mode in settings.retrain:
@@ -114,7 +129,8 @@ def finetune_model(
     }
     with torch_threads(params.engine.threads):
         work = out / ".work"
-        report = _harden(model, scale, photographs, pictures, size, params, spec, work)
+        originals = Decoded([p.load for p in pictures if p.split == "train" and not p.adversarial])
+        report = _harden(model, scale, photographs, originals, pictures, size, params, spec, work)
     out.mkdir(parents=True, exist_ok=True)
     save_file(_state(model), out / "model.safetensors")
     report |= {"victim": spec, "data": data, "new_attacker": {}, "hardware": hardware()}
@@ -127,6 +143,7 @@ def _harden(
     model: nn.Module,
     scale: ScoreScale,
     clean: dict[str, Scored],
+    originals: Sequence[Tensor],
     examples: Sequence[Picture],
     size: int,
     params: Params,
@@ -151,9 +168,8 @@ def _harden(
         _images(parts["train"], size),
         clean["validation"],
         _images(parts["validation"], size) if parts["validation"] else None,
-        _images([photographs[p.parent] for p in parts["train"]], size) if settings.pairs else None,
     )
-    recipe = settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share", "pairs"})
+    recipe = settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share", "keep"})
     mark = fingerprint(
         recipe=recipe,
         seed=params.seed,
@@ -171,7 +187,7 @@ def _harden(
         data[1],
         clean["validation"],
         validation_adversarial=data[3],
-        parents=data[4],
+        photographs=originals,
         **recipe,
         seed=params.seed,
         resume=training.checkpoint(),

@@ -137,7 +137,7 @@ def settings(root: Path, **changes: Any) -> dict[str, Any]:
                 "epochs": 2,
                 "batch_size": 4,
                 "lr": 1e-3,
-                "pairs": 0.1,
+                "keep": 0.1,
             },
         }
     )
