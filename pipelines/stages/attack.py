@@ -17,7 +17,7 @@ from pipelines.cards import Card
 from pipelines.engine import map_shards
 from pipelines.images import decode_png, encode_png, to_tensor, to_uint8
 from pipelines.memory import release_memory
-from pipelines.models import WEIGHTS, TrainingFolder, load_attacker, load_weights, save_model
+from pipelines.models import load_attacker, load_weights, save_model
 from pipelines.params import Mode, Params
 from pipelines.pictures import Pictures, batches_of, read_manifest
 from pipelines.provenance import Manifest, code_version, file_sha256, fingerprint, sample_seed
@@ -33,6 +33,7 @@ from pipelines.stages.common import (
     torch_threads,
     trained_victim,
 )
+from pipelines.trainingfolder import WEIGHTS, TrainingFolder
 from pipelines.workfolder import Reject, WorkFolder, check_out, publish
 from victims.base import ScoreOnly, TorchVictim, Victim
 from victims.registry import load_victim, victim_sha256

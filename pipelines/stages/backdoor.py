@@ -13,7 +13,6 @@ from attackers.trigger import Injector
 from defenders.cleansing import fine_tune
 from defenders.pruning import channel_activity, prune
 from pipelines.errors import InputError
-from pipelines.models import TrainingFolder
 from pipelines.params import Backdoor, Params, QualityParams
 from pipelines.pictures import Originals, read_manifest
 from pipelines.poisoned import open_trigger
@@ -22,6 +21,7 @@ from pipelines.records import SPLITS
 from pipelines.shards import atomic_file
 from pipelines.stages.common import Layout, hardware, torch_threads
 from pipelines.stages.quality import trained_quality
+from pipelines.trainingfolder import TrainingFolder
 from victims.metrics import agreement
 from victims.quality import QualityModel
 from victims.registry import save_victim, victim_sha256

@@ -13,7 +13,6 @@ from attackers.filters import FILTER_NAMES
 from attackers.metrics import attack_reach, basr, filter_shares, msi, rasr
 from pipelines.errors import InputError, StageError
 from pipelines.images import decode_png
-from pipelines.models import HISTORY
 from pipelines.params import Params
 from pipelines.pictures import read_manifest
 from pipelines.records import image_key
@@ -26,6 +25,7 @@ from pipelines.stages.common import (
     torch_threads,
     trained_victim,
 )
+from pipelines.trainingfolder import HISTORY
 from victims.base import TorchVictim, score_images
 from victims.registry import load_victim
 

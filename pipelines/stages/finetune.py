@@ -18,7 +18,6 @@ from attackers.metrics import basr, msi, rasr
 from defenders.finetuning import Scored, finetune, scores_of
 from pipelines.errors import InputError
 from pipelines.images import decode_image, to_tensor
-from pipelines.models import HISTORY, TrainingFolder
 from pipelines.params import Params
 from pipelines.pictures import read_manifest, squash
 from pipelines.provenance import code_version, fingerprint
@@ -36,6 +35,7 @@ from pipelines.stages.common import (
 )
 from pipelines.stages.evaluate import read_history, robustness
 from pipelines.threeae import Picture, read_3ae
+from pipelines.trainingfolder import HISTORY, TrainingFolder
 from victims.base import ScoreScale
 from victims.metrics import agreement
 from victims.registry import load_victim, save_victim

@@ -11,7 +11,7 @@ from torch import Tensor
 from attackers.adt import ADT, ADTConfig
 from attackers.filters import FILTER_NAMES
 from attackers.pretraining import Pairs, held_out_errors, pretrain
-from pipelines.models import TrainingFolder, load_weights, save_model
+from pipelines.models import load_weights, save_model
 from pipelines.params import Params
 from pipelines.pictures import Pictures, read_manifest
 from pipelines.provenance import code_version, fingerprint
@@ -25,6 +25,7 @@ from pipelines.stages.common import (
     precision,
     torch_threads,
 )
+from pipelines.trainingfolder import TrainingFolder
 
 STAGE = "pretrain"
 _CODE = (

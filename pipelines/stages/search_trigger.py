@@ -14,7 +14,6 @@ from attackers.backdoor_metrics import score_changes
 from attackers.baselines import build_baseline
 from attackers.trigger import Injector, trigger_bytes, trigger_sha256
 from attackers.uap import search_trigger
-from pipelines.models import TrainingFolder
 from pipelines.params import Params
 from pipelines.pictures import Originals, read_manifest
 from pipelines.poisoned import (
@@ -27,6 +26,7 @@ from pipelines.provenance import Manifest, code_version, fingerprint, sample_gen
 from pipelines.shards import atomic_file
 from pipelines.stages.common import Layout, epoch_reporter, torch_threads
 from pipelines.stages.quality import trained_quality
+from pipelines.trainingfolder import TrainingFolder
 from victims.quality import QualityModel
 from victims.registry import save_victim, victim_sha256
 

@@ -22,13 +22,13 @@ from defenders.detector import (
 )
 from pipelines.detecting import ONNX, export_onnx, load_detector, save_detector
 from pipelines.errors import InputError
-from pipelines.models import TrainingFolder
 from pipelines.params import Params
 from pipelines.pictures import read_manifest
 from pipelines.provenance import code_version, fingerprint
 from pipelines.shards import atomic_file
 from pipelines.stages.common import Layout, device, epoch_reporter, hardware, torch_threads
 from pipelines.threeae import Picture, Pictures3AE, by_split, read_3ae
+from pipelines.trainingfolder import TrainingFolder
 
 PSNR_BINS = (0.0, 20.0, 25.0, 30.0, 35.0, 40.0, math.inf)
 CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {

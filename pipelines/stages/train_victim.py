@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError
-from pipelines.models import TrainingFolder
 from pipelines.params import Params
 from pipelines.pictures import Pictures, read_manifest
 from pipelines.provenance import code_version, fingerprint
 from pipelines.records import SPLITS
 from pipelines.shards import atomic_file
 from pipelines.stages.common import Layout, device, epoch_reporter, hardware, torch_threads
+from pipelines.trainingfolder import TrainingFolder
 from victims.base import score_images
 from victims.metrics import agreement
 from victims.nima import Nima

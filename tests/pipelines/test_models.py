@@ -6,10 +6,11 @@ import torch
 
 from attackers.adt import ADT, ADTConfig
 from attackers.da3 import DA3Attacker
-from pipelines import models
+from pipelines import trainingfolder
 from pipelines.errors import InputError, StageError
-from pipelines.models import TrainingFolder, load_attacker, load_weights, save_model
+from pipelines.models import load_attacker, load_weights, save_model
 from pipelines.shards import atomic_file
+from pipelines.trainingfolder import TrainingFolder
 
 CONFIG = ADTConfig(size=32, width=16, heads=2, depth=1, steps=2)
 ROWS = [{"epoch": 0.0, "loss": 1.5}, {"epoch": 1.0, "loss": 0.5}]
@@ -83,7 +84,7 @@ def test_checkpoint_is_whole_or_the_last_one(tmp_path, monkeypatch):
         file.write(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(models.torch, "save", full)
+    monkeypatch.setattr(trainingfolder.torch, "save", full)
     with pytest.raises(StageError, match=r"No space left.*last whole one is kept"):
         work.save({"model": {}})
     assert work.checkpoint()["progress"] == {"epoch": 1}

@@ -17,7 +17,6 @@ import yaml
 from PIL import Image
 
 from pipelines.images import decode_png, to_tensor
-from pipelines.models import TrainingFolder
 from pipelines.params import Params, load_params
 from pipelines.shards import ShardIndex
 from pipelines.stages.attack import run_attack
@@ -31,6 +30,7 @@ from pipelines.stages.pretrain import run_pretrain
 from pipelines.stages.report_backdoor import run_report_backdoor
 from pipelines.stages.search_trigger import run_search_trigger
 from pipelines.stages.train_victim import run_train_victim
+from pipelines.trainingfolder import TrainingFolder
 
 SIZES = ((48, 64), (64, 48), (56, 56))  # width, height
 MODES = ("unrestricted", "restricted")
