@@ -23,7 +23,7 @@ from pipelines.pictures import read_manifest
 from pipelines.report import backdoor_table
 from pipelines.rows import open_dataset
 from pipelines.scanning import ScanSettings, purify, scan, scan_text, write_scan
-from pipelines.stages.backdoor import run_backdoor
+from pipelines.stages.backdoor import poisoned_scheme, run_backdoor
 from pipelines.stages.common import Layout
 from pipelines.stages.poison import run_poison
 from pipelines.stages.search_trigger import run_search_trigger
@@ -108,7 +108,7 @@ def main() -> None:
         own, place = variant(params, layout, kind, arguments.defend)
         trigger = run_search_trigger(own, place)
         if scheme != "clean":
-            run_poison(own, place, "p" if scheme == "filtered" else scheme)
+            run_poison(own, place, poisoned_scheme(scheme))
         if row == "P-purified":
             place, scheme = purified(own, place), "clean"
         table[row] = run_backdoor(own, place, scheme, victim)

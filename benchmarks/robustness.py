@@ -22,8 +22,6 @@ from pipelines.stages.evaluate import run_evaluate
 from pipelines.stages.pretrain import run_pretrain
 
 SHARED = ("datasets/clean", "datasets/pretrain", "models/victims")
-
-
 # Filters raise nearly every score of a ridge regression on frozen features, but few by much: asking
 # for 0.6 of 100 points fools more photographs than asking for 2, which oversteps on some.
 FROZEN = {"victims": ["lite0"], "epochs": 4}

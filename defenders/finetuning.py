@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,13 +57,12 @@ def finetune(
             f"{len(photographs)}"
         )
     teacher = copy.deepcopy(model).eval().requires_grad_(False) if keep else None
-    size = clean[0][0].shape[1:]
     parameters = list(model.parameters())
     before = [p.requires_grad for p in parameters]
     model.requires_grad_(True)
     device = parameters[0].device
     per_batch = max(1, round(batch_size * clean_share))
-    others = max(1, batch_size - per_batch)
+    sizes = (per_batch, max(1, batch_size - per_batch))
     steps = -(-len(clean[0]) // per_batch)
     unit = scale.range / 10
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-2)
@@ -82,30 +81,15 @@ def finetune(
             total = 0.0
             if epoch:
                 rng = np.random.default_rng((seed, epoch))
-                orders = (
-                    np.resize(rng.permutation(len(clean[0])), steps * per_batch),
-                    np.resize(rng.permutation(len(adversarial[0])), steps * others),
-                )
-                looks = rng.integers(0, max(1, len(photographs)), (steps, per_batch))
                 model.train()
                 hold_statistics(model)
-                for step in range(steps):
-                    images, mos = _batch(clean, orders[0], step, per_batch)
-                    more, more_mos = _batch(adversarial, orders[1], step, others)
-                    mirrored = torch.from_numpy(rng.random(len(images + more)) < 0.5).to(device)
-                    pixels = torch.stack(images + more).to(device).float() / 255
-                    shown = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
-                    wanted = torch.tensor(mos + more_mos, device=device) / unit
-                    if teacher:
-                        views = [_view(photographs[i], size, rng) for i in looks[step].tolist()]
-                        kept = torch.cat(views).to(device)
-                        scores = model(torch.cat([shown, kept])) / unit
-                        with torch.no_grad():
-                            known = teacher(kept) / unit
-                        loss = F.smooth_l1_loss(scores[: len(shown)], wanted)
-                        loss = loss + keep * F.smooth_l1_loss(scores[len(shown) :], known)
+                drawn = _epoch(clean, adversarial, sizes, steps, photographs, bool(keep), rng)
+                for shown, mos, views in drawn:
+                    wanted = mos.to(device) / unit
+                    if teacher is None:
+                        loss = F.smooth_l1_loss(model(shown.to(device)) / unit, wanted)
                     else:
-                        loss = F.smooth_l1_loss(model(shown) / unit, wanted)
+                        loss = _keeping(model, teacher, keep, shown, wanted, views, unit)
                     if not math.isfinite(loss.item()):
                         raise RuntimeError(
                             f"loss must be finite, got {loss.item()}: lower lr ({lr})"
@@ -160,6 +144,55 @@ def _validate(model: nn.Module, clean: Scored, adversarial: Scored) -> dict[str,
         "rmse": rmse(scores, clean[1]),
         "rmse_adversarial": rmse(scores_of(model, adversarial[0]), adversarial[1]),
     }
+
+
+def _epoch(
+    clean: Scored,
+    adversarial: Scored,
+    sizes: tuple[int, int],
+    steps: int,
+    photographs: Sequence[Tensor],
+    viewed: bool,
+    rng: np.random.Generator,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Images in [0,1], half of them mirrored, their scores, and views of photographs if `viewed`.
+
+    sizes: clean and adversarial images of a step, of the former as many views.
+    """
+    orders = [
+        np.resize(rng.permutation(len(images)), steps * size)
+        for (images, _), size in zip((clean, adversarial), sizes, strict=True)
+    ]
+    looks = rng.integers(0, max(1, len(photographs)), (steps, sizes[0]))
+    for step in range(steps):
+        images, mos = _batch(clean, orders[0], step, sizes[0])
+        more, more_mos = _batch(adversarial, orders[1], step, sizes[1])
+        pixels = torch.stack(images + more).float() / 255
+        mirrored = torch.from_numpy(rng.random(len(pixels)) < 0.5)
+        shown = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
+        views = pixels[:0]
+        if viewed:
+            side = pixels.shape[2:]
+            views = torch.cat([_view(photographs[i], side, rng) for i in looks[step].tolist()])
+        yield shown, torch.tensor(mos + more_mos), views
+
+
+def _keeping(
+    model: nn.Module,
+    teacher: nn.Module,
+    keep: float,
+    shown: Tensor,
+    wanted: Tensor,
+    views: Tensor,
+    unit: float,
+) -> Tensor:
+    """Smooth L1 of the scores of `shown` to `wanted`, and of `views` to what the teacher says."""
+    shown, views = shown.to(wanted.device), views.to(wanted.device)
+    scores = model(torch.cat([shown, views])) / unit
+    with torch.no_grad():
+        known = teacher(views) / unit
+    loss = F.smooth_l1_loss(scores[: len(shown)], wanted)
+    return loss + keep * F.smooth_l1_loss(scores[len(shown) :], known)
 
 
 def _batch(data: Scored, order: Any, step: int, size: int) -> tuple[list[Tensor], list[float]]:

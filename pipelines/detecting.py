@@ -17,6 +17,7 @@ from pipelines.errors import InputError, StageError
 from pipelines.images import RejectedImage, decode_image, to_tensor
 from pipelines.rows import Row, open_dataset
 from pipelines.shards import atomic_file
+from victims.base import stored_state
 
 WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "detector.onnx"
 INPUT, OUTPUT = "images", "logits"
@@ -26,12 +27,11 @@ MIN_SIDE = 32
 
 def save_detector(detector: Detector, folder: Path, about: dict[str, Any]) -> None:
     """Write weights and config (backbone, and `about`)."""
-    state = {name: tensor.cpu().contiguous() for name, tensor in detector.state_dict().items()}
     config = {"kind": "ae-detector", "width": detector.width, **about}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in (
-            (WEIGHTS, save(state)),
+            (WEIGHTS, save(stored_state(detector))),
             (CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()),
         ):
             with atomic_file(folder / name) as file:

@@ -109,11 +109,16 @@ def shrink(array: np.ndarray, max_side: int) -> np.ndarray:
     return np.array(Image.fromarray(array).resize(size, Image.Resampling.LANCZOS))
 
 
-def to_tensor(array: np.ndarray) -> "torch.Tensor":
-    """uint8 (H,W,3) to float (3,H,W) in [0, 1]."""
+def planes(array: np.ndarray) -> "torch.Tensor":
+    """uint8 (H,W,3) to uint8 (3,H,W), a copy."""
     import torch
 
-    return torch.from_numpy(array.transpose(2, 0, 1).copy()).float().div_(255)
+    return torch.from_numpy(array.transpose(2, 0, 1).copy())
+
+
+def to_tensor(array: np.ndarray) -> "torch.Tensor":
+    """uint8 (H,W,3) to float (3,H,W) in [0, 1]."""
+    return planes(array).float().div_(255)
 
 
 def to_uint8(image: "torch.Tensor") -> np.ndarray:

@@ -17,6 +17,7 @@ from attackers.da3 import DA3Attacker
 from pipelines.errors import InputError, StageError
 from pipelines.shards import atomic_file
 from pipelines.trainingfolder import CONFIG, HISTORY, WEIGHTS
+from victims.base import stored_state
 
 
 def save_model(
@@ -27,7 +28,6 @@ def save_model(
 ) -> None:
     """Write weights, config (the ADT's shape, and `about`) and the rows of the training."""
     config = model.config if isinstance(model, ADT) else model.adt.config
-    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     text = json.dumps({"adt": asdict(config), **about}, indent=2, sort_keys=True) + "\n"
     table = io.StringIO()
     rows = csv.DictWriter(table, list(history[0]) if history else [])
@@ -36,7 +36,7 @@ def save_model(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in (
-            (WEIGHTS, save(state)),
+            (WEIGHTS, save(stored_state(model))),
             (HISTORY, table.getvalue().encode()),
             (CONFIG, text.encode()),
         ):

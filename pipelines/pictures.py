@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pipelines.errors import InputError
-from pipelines.images import decode_png, to_tensor
+from pipelines.images import decode_png, planes, to_tensor
 from pipelines.provenance import Manifest
 from pipelines.shards import ShardIndex
 from victims.base import resize
@@ -123,8 +123,7 @@ class Originals(Sequence[Tensor]):
             raise IndexError(index)
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        pixels = decode_png(self._read(index))
-        image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        image = planes(decode_png(self._read(index)))
         if self._cache is not None:
             self._cache[index] = image
         return image

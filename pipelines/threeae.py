@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pipelines.errors import InputError
-from pipelines.images import decode_image
+from pipelines.images import decode_image, planes
 from pipelines.records import SPLITS
 from pipelines.rows import DataSet, Row, open_dataset
 
@@ -48,8 +47,7 @@ class Pictures3AE:
         return self._decoded(index), self.adversarial[index]
 
     def _decode(self, index: int) -> Tensor:
-        pixels = decode_image(self.pictures[index].load())
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        return planes(decode_image(self.pictures[index].load()))
 
     def where(self, keep: Callable[[Picture], bool]) -> "Pictures3AE":
         """Those that `keep` says."""

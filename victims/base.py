@@ -89,6 +89,11 @@ def resize(images: Tensor, size: int) -> Tensor:
     return functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
+def stored_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state as safetensors takes it: on the CPU, without gaps."""
+    return {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
 def hold_statistics(model: nn.Module) -> None:
     """Put the batch norms of a model in training into eval mode: running statistics stay."""
     for module in model.modules():

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from victims.base import ScoreScale, TorchVictim
+from victims.base import ScoreScale, TorchVictim, stored_state
 from victims.dbcnn import DBCNN
 from victims.hyperiqa import HyperIQA
 from victims.nima import Nima
@@ -74,12 +74,11 @@ def save_victim(victim: TorchVictim, folder: Path | str) -> None:
         "threshold": victim.scale.threshold,
     }
     config = json.dumps(victim.config() | {"scale": scale}, indent=2, sort_keys=True) + "\n"
-    state = {name: tensor.cpu().contiguous() for name, tensor in victim.state_dict().items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
-        for name, content in ((WEIGHTS, save(state)), (CONFIG, config.encode())):
+        for name, content in ((WEIGHTS, save(stored_state(victim))), (CONFIG, config.encode())):
             with (new / name).open("wb") as file:
                 file.write(content)
                 file.flush()
@@ -109,6 +108,11 @@ def load_victim(folder: Path | str, device: torch.device | str = "cpu") -> Torch
     victim.load_state_dict(state)
     victim.freeze()
     return victim.to(device)
+
+
+def state_sha256(model: nn.Module) -> str:
+    """SHA-256 (hex) over the weights of a model in memory."""
+    return hashlib.sha256(save(stored_state(model))).hexdigest()
 
 
 def victim_sha256(folder: Path | str) -> str:

@@ -96,12 +96,17 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
     return report
 
 
+def poisoned_scheme(scheme: str) -> str:
+    """The scheme of `veneer poison` whose set a model of `scheme` is trained on."""
+    return "p" if scheme == "filtered" else scheme
+
+
 def open_set(layout: Layout, scheme: str) -> tuple[Manifest, dict[str, Originals]]:
     """Manifest and pictures of the splits of a poisoned set, or of the clean one."""
     if scheme == "clean":
         manifest = read_manifest(layout.clean, "import")
         return manifest, {s: Originals.of_shards(layout.clean, s) for s in SPLITS}
-    made = "p" if scheme == "filtered" else scheme
+    made = poisoned_scheme(scheme)
     folder = layout.poisoned(made)
     manifest = read_manifest(folder, f"poison {made}")
     pictures = {s: Originals.of_parquet(folder, s) for s in SPLITS}

@@ -12,7 +12,7 @@ import torch
 from attackers.filters import FILTER_NAMES
 from attackers.metrics import attack_reach, basr, filter_shares, msi, rasr
 from pipelines.errors import InputError, StageError
-from pipelines.images import decode_png
+from pipelines.images import decode_png, planes
 from pipelines.params import Params
 from pipelines.pictures import read_manifest
 from pipelines.records import image_key
@@ -120,7 +120,7 @@ def _read_image(index: ShardIndex, key: str, folder: Path) -> torch.Tensor:
             f"image of example {key} in {folder} must be the one that was stored, got another: "
             "make the examples again"
         )
-    return torch.from_numpy(decode_png(data).transpose(2, 0, 1).copy())
+    return planes(decode_png(data))
 
 
 def robustness(

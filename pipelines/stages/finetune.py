@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from attackers.metrics import basr, msi, rasr
 from defenders.finetuning import Scored, finetune, scores_of
 from pipelines.errors import InputError
-from pipelines.images import decode_image, to_tensor
+from pipelines.images import decode_image, planes, to_tensor
 from pipelines.params import Params
 from pipelines.pictures import read_manifest, squash
 from pipelines.provenance import code_version, fingerprint
@@ -36,9 +36,9 @@ from pipelines.stages.common import (
 from pipelines.stages.evaluate import read_history, robustness
 from pipelines.threeae import Picture, read_3ae
 from pipelines.trainingfolder import HISTORY, TrainingFolder
-from victims.base import ScoreScale
+from victims.base import ScoreScale, stored_state
 from victims.metrics import agreement
-from victims.registry import load_victim, save_victim
+from victims.registry import load_victim, save_victim, state_sha256
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Decoded(Sequence[Tensor]):
 
     def __getitem__(self, index: Any) -> Any:
         """One picture."""
-        return torch.from_numpy(decode_image(self.loads[index]())).permute(2, 0, 1)
+        return planes(decode_image(self.loads[index]()))
 
 
 def run_finetune(
@@ -132,7 +132,7 @@ def finetune_model(
         originals = Decoded([p.load for p in pictures if p.split == "train" and not p.adversarial])
         report = _harden(model, scale, photographs, originals, pictures, size, params, spec, work)
     out.mkdir(parents=True, exist_ok=True)
-    save_file(_state(model), out / "model.safetensors")
+    save_file(stored_state(model), out / "model.safetensors")
     report |= {"victim": spec, "data": data, "new_attacker": {}, "hardware": hardware()}
     _write(out / "report.json", report)
     shutil.rmtree(work)
@@ -163,19 +163,16 @@ def _harden(
     photographs = {p.parent: p for p in examples if not p.adversarial}
     old = _images(own, size), _images([photographs[p.parent] for p in own], size)
     before = _measure(model, scale, clean["test"], old)
-    data = (
-        clean["train"],
-        _images(parts["train"], size),
-        clean["validation"],
-        _images(parts["validation"], size) if parts["validation"] else None,
-    )
+    adversarial = _images(parts["train"], size)
+    aside = _images(parts["validation"], size) if parts["validation"] else None
+    data = (clean["train"], adversarial, clean["validation"], aside)
     recipe = settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share", "keep"})
     mark = fingerprint(
         recipe=recipe,
         seed=params.seed,
         threads=params.engine.threads,
         size=size,
-        model=hashlib.sha256(save(_state(model))).hexdigest(),
+        model=state_sha256(model),
         data=[_digest(part) for part in data if part],
         code=code_version(__name__, "defenders.finetuning", "victims"),
     )
@@ -184,9 +181,9 @@ def _harden(
         model,
         scale,
         clean["train"],
-        data[1],
+        adversarial,
         clean["validation"],
-        validation_adversarial=data[3],
+        validation_adversarial=aside,
         photographs=originals,
         **recipe,
         seed=params.seed,
@@ -293,10 +290,6 @@ def _digest(scored: Scored) -> str:
     for image, mos in zip(*scored, strict=True):
         digest.update(image.numpy().tobytes() + repr(mos).encode())
     return digest.hexdigest()
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v.cpu().contiguous() for k, v in model.state_dict().items()}
 
 
 def _finite(value: float) -> float | None:

@@ -1,14 +1,12 @@
 """Stage `search_trigger`: a surrogate on the poisoned subset, then UAP-DCT; or a baseline."""
 
 import csv
-import hashlib
 import io
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from attackers.backdoor_metrics import score_changes
 from attackers.baselines import build_baseline
@@ -25,10 +23,10 @@ from pipelines.poisoned import (
 from pipelines.provenance import Manifest, code_version, fingerprint, sample_generator
 from pipelines.shards import atomic_file
 from pipelines.stages.common import Layout, epoch_reporter, torch_threads
-from pipelines.stages.quality import trained_quality
+from pipelines.stages.quality import ROWS, trained_quality
 from pipelines.trainingfolder import TrainingFolder
 from victims.quality import QualityModel
-from victims.registry import save_victim, victim_sha256
+from victims.registry import save_victim, state_sha256, victim_sha256
 
 STAGE = "search_trigger"
 SURROGATE = "surrogate"
@@ -109,10 +107,9 @@ def _trigger(
     settings = params.section("trigger")
     if settings.kind != "uap":
         return build_baseline(settings.kind, **settings.settings), []
-    weights = {name: t.cpu().contiguous() for name, t in surrogate.state_dict().items()}
     mark = fingerprint(
         trigger=settings.model_dump(),
-        surrogate=hashlib.sha256(save(weights)).hexdigest(),
+        surrogate=state_sha256(surrogate),
         images=[record["key"] for record in pictures.records],
         clean=clean.content_sha256,
         seed=params.seed,
@@ -120,7 +117,7 @@ def _trigger(
         code=code_version(*_CODE),
     )
     work = TrainingFolder(layout.work, STAGE, "trigger", mark)
-    rows = work.path / "rows.json"
+    rows = work.path / ROWS
     if rows.exists():
         return open_trigger(work.path)[0], json.loads(rows.read_text())
     found, history = search_trigger(
