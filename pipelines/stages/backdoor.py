@@ -4,9 +4,12 @@ and what fine-tuning and pruning do about that.
 
 import copy
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from attackers.backdoor_metrics import backdoor_metrics, score_changes
 from attackers.trigger import Injector
@@ -69,14 +72,25 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         save_victim(victim, layout.backdoored(scheme, name))
         measure = _meter(params.seed, trigger, pictures["test"], delta_y)
         row = measure(victim, len(pictures["test"]), settings.crops)
-        defenses = _defend(params, quality, victim, pictures["train"], measure)
+        stored = victim_sha256(layout.backdoored(scheme, name))
+        mark = fingerprint(
+            victim=stored,
+            trigger=digest,
+            delta_y=delta_y,
+            settings=settings.model_dump(),
+            training=mark,
+            code=code_version(__name__, "attackers", "defenders.cleansing", "victims"),
+        )
+        tuning = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}-finetune", mark)
+        defenses = _defend(tuning, params, quality, victim, pictures["train"], measure)
+        shutil.rmtree(tuning.path)
     train = pictures["train"].records
     report = {
         "scheme": scheme,
         "victim": name,
         "trigger": about.get("search", {}).get("kind"),
         "trigger_sha256": digest,
-        "victim_sha256": victim_sha256(layout.backdoored(scheme, name)),
+        "victim_sha256": stored,
         "poisoned": sum(bool(record.get("is_poisoned")) for record in train),
         "train": len(train),
         "test": len(pictures["test"]),
@@ -145,7 +159,12 @@ def _meter(seed: int, trigger: Injector, pictures: Originals, delta_y: float) ->
 
 
 def _defend(
-    params: Params, quality: QualityParams, victim: QualityModel, train: Originals, measure: Meter
+    work: TrainingFolder,
+    params: Params,
+    quality: QualityParams,
+    victim: QualityModel,
+    train: Originals,
+    measure: Meter,
 ) -> dict[str, list[Report]]:
     """Curves of the defenses, each on a copy of the victim and the same benign samples."""
     settings: Backdoor = params.section("backdoor")
@@ -162,22 +181,9 @@ def _defend(
 
     curves: dict[str, list[Report]] = {}
     if "finetune" in settings.defenses:
+        labels = [train.records[i]["mos"] for i in benign]
         tuned = copy.deepcopy(victim)
-        phases = phases_of(quality.model["kind"], quality.phases)
-        rows = fine_tune(
-            lambda after_epoch: train_regressor(
-                tuned,
-                images,
-                [train.records[i]["mos"] for i in benign],
-                phases=phases,
-                batch_size=quality.batch_size,
-                seed=params.seed,
-                after_epoch=after_epoch,
-            ),
-            epochs=sum(phase.epochs for phase in phases),
-            measure=lambda: look(tuned),
-            every=settings.every,
-        )
+        rows = _fine_tuned(work, params, quality, tuned, images, labels, lambda: look(tuned))
         curves["finetune"] = [{"x": float(epoch), **row} for epoch, row in rows]
     if "prune" in settings.defenses:
         pruned = copy.deepcopy(victim)
@@ -187,6 +193,38 @@ def _defend(
             prune(pruned, activity, rate)
             curves["prune"].append({"x": rate, **look(pruned)})
     return curves
+
+
+def _fine_tuned(
+    work: TrainingFolder,
+    params: Params,
+    quality: QualityParams,
+    victim: QualityModel,
+    images: Sequence[Tensor],
+    labels: Sequence[float],
+    look: Callable[[], Report],
+) -> list[tuple[int, Report]]:
+    """What `look` says while the victim is fine-tuned; goes on from the checkpoint in `work`."""
+    phases = phases_of(quality.model["kind"], quality.phases)
+    saved = work.checkpoint() or {"training": None, "rows": []}
+    rows: list[tuple[int, Report]] = saved["rows"]
+    return fine_tune(
+        lambda after_epoch: train_regressor(
+            victim,
+            images,
+            labels,
+            phases=phases,
+            batch_size=quality.batch_size,
+            seed=params.seed,
+            after_epoch=after_epoch,
+            resume=saved["training"],
+            save=lambda state: work.save({"training": state, "rows": rows}),
+        ),
+        epochs=sum(phase.epochs for phase in phases),
+        measure=look,
+        every=params.section("backdoor").every,
+        rows=rows,
+    )
 
 
 def _benign(params: Params, train: Originals) -> list[int]:

@@ -66,8 +66,14 @@ def test_search_and_training_go_on_after_a_kill(poisoning, monkeypatch, tmp_path
     with tiny.dies_after_save(monkeypatch, lambda state: len(state["history"]) == 2):
         run_backdoor(other.params(), other.layout, "p", "small")
     capsys.readouterr()
+    with tiny.dies_after_save(monkeypatch, lambda state: len(state.get("rows", ())) == 2):
+        run_backdoor(other.params(), other.layout, "p", "small")
+    told = capsys.readouterr().err
+    assert "backdoor p-small: epoch 1/" not in told
+    assert told.count("backdoor: mMAE") == 2
     again = run_backdoor(other.params(), other.layout, "p", "small")
-    assert "backdoor p-small: epoch 1/" not in capsys.readouterr().err
+    # One epoch more of fine-tuning, two rates of pruning.
+    assert capsys.readouterr().err.count("backdoor: mMAE") == 1 + 2
     before = json.loads(project.layout.backdoor_report("p", "small").read_text())
     assert again == before
     assert not list(other.layout.work.rglob("checkpoint.pt"))
