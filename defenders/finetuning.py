@@ -26,6 +26,7 @@ def finetune(
     validation_adversarial: Scored | None = None,
     photographs: Sequence[Tensor] = (),
     keep: float = 0.0,
+    teacher: nn.Module | None = None,
     epochs: int = 5,
     batch_size: int = 16,
     lr: float = 1e-4,
@@ -39,8 +40,8 @@ def finetune(
 
     model: any torch module from RGB (N,3,H,W) in [0,1] to (N,) scores on the scale. clean and the
     others: images uint8 (3,H,W) of one size S, and their scores. Smooth L1 on scores as tenths of
-    the scale. Beyond the paper and with weight `keep`: also between what the model says and what it
-    said before the fine-tuning on random views of `photographs` (uint8 of any size, needing no
+    the scale. Beyond the paper and with weight `keep`: also between what the model and `teacher`
+    (None: the model as it came) say of random views of `photographs` (uint8 of any size, needing no
     scores; as many per step as clean images), so that what it knew of other pictures stays.
     AdamW with a cosine schedule; running statistics of batch norms stay. clean_share of each batch
     are clean images; an epoch shows each of these once and draws the examples in turn.
@@ -56,7 +57,7 @@ def finetune(
             f"keep must be ≥ 0, with photographs to keep the scores of, got {keep:g} with "
             f"{len(photographs)}"
         )
-    teacher = copy.deepcopy(model).eval().requires_grad_(False) if keep else None
+    teacher = copy.deepcopy(teacher or model).eval().requires_grad_(False) if keep else None
     parameters = list(model.parameters())
     before = [p.requires_grad for p in parameters]
     model.requires_grad_(True)

@@ -88,13 +88,23 @@ def save_victim(victim: TorchVictim, folder: Path | str) -> None:
         new.rename(folder)
 
 
-def load_victim(folder: Path | str, device: torch.device | str = "cpu") -> TorchVictim:
+def load_victim(
+    folder: Path | str, device: torch.device | str = "cpu", input_size: int | None = None
+) -> TorchVictim:
     """Load a victim that `save_victim` wrote, ready for scoring and attacks.
 
-    Raises: ValueError if a file is missing or damaged, or the weights do not match the config.
+    input_size: pixels in place of those of its config. Raises: ValueError if a file is missing or
+    damaged, the weights do not match the config, or the victim has no input size to change.
     """
     folder = Path(folder)
     config = _read_config(folder)
+    if input_size is not None:
+        if "input_size" not in config:
+            raise ValueError(
+                f"victim must have an input size to change it to {input_size}, got {folder} "
+                f"(kind {config.get('kind')})"
+            )
+        config["input_size"] = input_size
     if "pretrained" in config:
         config["pretrained"] = "none"  # The weights come from the folder.
     victim = build_victim(config)

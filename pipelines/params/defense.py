@@ -22,11 +22,14 @@ class DetectorParams(Section):
 
 class FinetuneParams(Section):
     """Adversarial fine-tuning, arguments of defenders.finetuning.finetune. victims: each is a DVC
-    stage. keep: weight of keeping the scores of random views of the clean training photographs.
+    stage. size: pixels that the fine-tuned victim sees instead of its own input size; nearer to
+    those of the pictures shows more of what an attack leaves. keep: weight of keeping the scores of
+    random views of the clean training photographs.
     retrain: also train a new attacker, of these modes, against the fine-tuned victim, and measure
     it on all clean test photographs that 3AE did not train on, whatever attack.limit."""
 
     victims: list[str] = []
+    size: int | None = Field(None, ge=32)
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(16, ge=1)
     lr: float = Field(1e-4, gt=0)

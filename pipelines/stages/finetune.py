@@ -91,7 +91,12 @@ def run_finetune(
     place = layout.threeae if data is None else layout.root / data
     if place == layout.threeae:
         read_manifest(layout.threeae, "annotate")
-    victim = load_victim(trained_victim(layout, name), device())
+    folder = trained_victim(layout, name)
+    original = load_victim(folder, device())
+    try:
+        victim = load_victim(folder, device(), settings.size)
+    except ValueError as error:
+        raise InputError(f"finetune.size: {error}") from None
     size = getattr(victim, "input_size", 224)
     examples = read_3ae(str(place) if place.exists() or not data else data, str(layout.clean))
     with torch_threads(params.engine.threads):
@@ -102,7 +107,9 @@ def run_finetune(
         }
         work = layout.work / "finetune" / name
         originals = Decoded([r.load for r in open_dataset(str(layout.clean), split="train").rows])
-        report = _harden(victim, victim.scale, clean, originals, examples, size, params, name, work)
+        report = _harden(
+            victim, victim.scale, clean, originals, examples, size, params, name, work, original
+        )
         save_victim(victim, layout.finetuned(name))
         report["new_attacker"] = {}
         for mode in settings.retrain:
@@ -149,8 +156,12 @@ def _harden(
     params: Params,
     name: str,
     work: Path,
+    original: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune in place, from the checkpoint in `work` where one is, and compare."""
+    """Fine-tune in place, from the checkpoint in `work` where one is, and compare.
+
+    original: the model at the size that it was trained for, where `model` sees another one.
+    """
     settings = params.finetune
     made = [p for p in examples if p.adversarial]
     parts = {s: [p for p in made if p.split == s] for s in SPLITS}
@@ -162,7 +173,10 @@ def _harden(
     own = [p for p in parts["test"] if p.victim == name] or parts["test"]
     photographs = {p.parent: p for p in examples if not p.adversarial}
     old = _images(own, size), _images([photographs[p.parent] for p in own], size)
-    before = _measure(model, scale, clean["test"], old)
+    own_size = getattr(original, "input_size", size)
+    before = {"before": _measure(original or model, scale, clean["test"], old)}
+    if own_size != size:
+        before["resized"] = _measure(model, scale, clean["test"], old)
     adversarial = _images(parts["train"], size)
     aside = _images(parts["validation"], size) if parts["validation"] else None
     data = (clean["train"], adversarial, clean["validation"], aside)
@@ -171,7 +185,7 @@ def _harden(
         recipe=recipe,
         seed=params.seed,
         threads=params.engine.threads,
-        size=size,
+        size=(own_size, size),
         model=state_sha256(model),
         data=[_digest(part) for part in data if part],
         code=code_version(__name__, "defenders.finetuning", "victims"),
@@ -185,6 +199,7 @@ def _harden(
         clean["validation"],
         validation_adversarial=aside,
         photographs=originals,
+        teacher=original,
         **recipe,
         seed=params.seed,
         resume=training.checkpoint(),
@@ -198,7 +213,8 @@ def _harden(
         "n_test": len(clean["test"][0]),
         "n_old": len(own),
         "own_examples": any(p.victim == name for p in parts["test"]),
-        "before": before,
+        "size": size,
+        **before,
         "after": _measure(model, scale, clean["test"], old),
         "history": [{k: _finite(v) for k, v in row.items()} for row in history],
     }
@@ -310,10 +326,12 @@ def finetune_table(report: dict[str, Any]) -> str:
         return " | ".join("n/a" if v is None else f"{v:.2f}" for v in values)
 
     lines = ["| case | clean SRCC | BASR % | RASR % | MSI |", "| --- | --: | --: | --: | --: |"]
-    for when in ("before", "after"):
-        srcc = report[when]["clean"]["srcc"]
-        text = "n/a" if srcc is None else f"{srcc:.3f}"
-        lines.append(f"| old examples, {when} | {text} | {shown(report[when]['old'])} |")
+    cases = {"before": "before", "resized": f"before, at {report['size']} pixels", "after": "after"}
+    for key, case in cases.items():
+        if key in report:
+            srcc = report[key]["clean"]["srcc"]
+            text = "n/a" if srcc is None else f"{srcc:.3f}"
+            lines.append(f"| old examples, {case} | {text} | {shown(report[key]['old'])} |")
     for mode, row in report["new_attacker"].items():
         lines.append(f"| new attacker, {mode} | | {shown(row)} |")
     return "\n".join(lines)

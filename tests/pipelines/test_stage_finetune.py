@@ -59,6 +59,29 @@ def test_a_new_attacker_is_trained_against_it(finetuned):
     assert "new attacker, unrestricted" in text
 
 
+def test_another_size_keeps_what_was_known_at_the_old_one(finetuned, tmp_path):
+    project, report = finetuned
+    other = project.copy(tmp_path / "p")
+    params = other.params(finetune__retrain=[], finetune__size=48, finetune__keep=1.0)
+    larger = run_finetune(params, other.layout, "net")
+    saved = load_victim(other.layout.finetuned("net"))
+    assert (larger["size"], saved.input_size) == (48, 48)
+    rows = read_3ae(str(other.layout.threeae))
+    own = [p for p in rows if p.adversarial and p.split == "test"]
+    images = [squash(to_tensor(decode_image(p.load())), 48) for p in own]
+    for when, victim in (
+        ("resized", load_victim(other.layout.victim("net"), input_size=48)),
+        ("after", saved),
+    ):
+        assert larger[when] != larger["before"]
+        photographs = {p.parent: p for p in rows if not p.adversarial}
+        x = [squash(to_tensor(decode_image(photographs[p.parent].load())), 48) for p in own]
+        rise = msi(scores_of(victim, x), scores_of(victim, images))
+        assert larger[when]["old"]["msi"] == pytest.approx(rise, abs=1e-4)
+    assert "resized" not in report
+    assert "| old examples, before, at 48 pixels |" in finetune_table(larger)
+
+
 def test_neither_protocol_nor_limit_takes_the_test_photographs_away(finetuned, tmp_path):
     project, report = finetuned
     other = project.copy(tmp_path / "p")

@@ -26,6 +26,18 @@ def test_saved_and_loaded_victim_scores_the_same(tmp_path, config):
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
+def test_the_same_weights_at_another_size(tmp_path):
+    save_victim(build_victim(NIMA, seed=3), tmp_path / "victim")
+    larger = load_victim(tmp_path / "victim", input_size=48)
+    assert larger.input_size == larger.config()["input_size"] == 48
+    wanted = build_victim(NIMA | {"input_size": 48}, seed=3)
+    images = torch.rand(2, 3, 60, 50)
+    assert torch.equal(larger(images), wanted(images))
+    save_victim(build_victim(LINEAR), tmp_path / "toy")
+    with pytest.raises(ValueError, match=r"to change it to 48, got .*toy \(kind toy-linear\)"):
+        load_victim(tmp_path / "toy", input_size=48)
+
+
 def test_the_same_seed_gives_the_same_bytes_and_saving_replaces(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
     for folder, seed in zip(folders, (1, 1, 2), strict=True):
