@@ -58,7 +58,9 @@ def finetune_command(
     scale: Annotated[
         tuple[float, float], typer.Option("--scale", help="Ends of the scale of the scores.")
     ] = (0.0, 10.0),
-    size: Annotated[int, typer.Option("--size", min=32, help="Side of its input, pixels.")] = 224,
+    size: Annotated[
+        int, typer.Option("--size", min=32, help="Side of the input of a module:callable, pixels.")
+    ] = 224,
     out: Annotated[Path, typer.Option("--out", help="Where a module:callable is written.")] = Path(
         "models/finetuned/model"
     ),

@@ -5,7 +5,7 @@ import importlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from attackers.metrics import basr, msi, rasr
+from defenders.detector import compress
 from defenders.finetuning import Scored, finetune, scores_of
 from pipelines.errors import InputError
 from pipelines.images import decode_image, planes, to_tensor
@@ -39,6 +40,9 @@ from pipelines.trainingfolder import HISTORY, TrainingFolder
 from victims.base import ScoreScale, stored_state
 from victims.metrics import agreement
 from victims.registry import load_victim, save_victim, state_sha256
+
+# Quality of the files in which the old examples are tried too: a platform stores what it gets so.
+JPEG = 95
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,11 @@ def _harden(
         )
     own = [p for p in parts["test"] if p.victim == name] or parts["test"]
     photographs = {p.parent: p for p in examples if not p.adversarial}
-    old = _images(own, size), _images([photographs[p.parent] for p in own], size)
+    parents = [photographs[p.parent] for p in own]
+    old = {
+        "old": (_images(parents, size)[0], _images(own, size)[0]),
+        "old_jpeg": (_as_jpeg(parents, size), _as_jpeg(own, size)),
+    }
     own_size = getattr(original, "input_size", size)
     before = {"before": _measure(original or model, scale, clean["test"], old)}
     if own_size != size:
@@ -221,18 +229,24 @@ def _harden(
 
 
 def _measure(
-    model: nn.Module, scale: ScoreScale, test: Scored, old: tuple[Scored, Scored]
+    model: nn.Module,
+    scale: ScoreScale,
+    test: Scored,
+    old: Mapping[str, tuple[Sequence[Tensor], Sequence[Tensor]]],
 ) -> dict[str, Any]:
+    """Agreement on test, and for each of `old` (photographs, examples) how far it is fooled."""
     clean = scores_of(model, test[0])
-    y, x = scores_of(model, old[0][0]), scores_of(model, old[1][0])
-    return {
-        "clean": {k: _finite(v) for k, v in agreement(clean, test[1], scale).items()},
-        "old": {
+    row: dict[str, Any] = {
+        "clean": {k: _finite(v) for k, v in agreement(clean, test[1], scale).items()}
+    }
+    for name, (photographs, examples) in old.items():
+        x, y = scores_of(model, photographs), scores_of(model, examples)
+        row[name] = {
             "basr": _finite(basr(x, y, scale.threshold)),
             "rasr": _finite(rasr(x, y)),
             "msi": _finite(msi(x, y)),
-        },
-    }
+        }
+    return row
 
 
 def _attack_again(
@@ -281,6 +295,12 @@ def _clean_images(folder: Path, split: str, size: int, only: set[str] | None = N
 def _images(pictures: Sequence[Picture], size: int) -> Scored:
     images: list[Tensor] = [squash(to_tensor(decode_image(p.load())), size) for p in pictures]
     return images, [p.mos for p in pictures]
+
+
+def _as_jpeg(pictures: Sequence[Picture], size: int) -> list[Tensor]:
+    """What a model sees of pictures that came as JPEG files: the finest trace is gone."""
+    loaded = (compress(planes(decode_image(p.load())), JPEG) for p in pictures)
+    return [squash(image.float() / 255, size) for image in loaded]
 
 
 def _load_callable(spec: str) -> nn.Module:
@@ -332,6 +352,7 @@ def finetune_table(report: dict[str, Any]) -> str:
             srcc = report[key]["clean"]["srcc"]
             text = "n/a" if srcc is None else f"{srcc:.3f}"
             lines.append(f"| old examples, {case} | {text} | {shown(report[key]['old'])} |")
+            lines.append(f"| as JPEG {JPEG}, {case} | | {shown(report[key]['old_jpeg'])} |")
     for mode, row in report["new_attacker"].items():
         lines.append(f"| new attacker, {mode} | | {shown(row)} |")
     return "\n".join(lines)

@@ -1,9 +1,11 @@
+import io
 import json
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 from threeae import write_3ae
 from torch import nn
 
@@ -25,6 +27,12 @@ def finetuned(project, tmp_path_factory):
     return other, run_finetune(other.params(), other.layout, "net")
 
 
+def through_pillow(data: bytes) -> torch.Tensor:
+    file = io.BytesIO()
+    Image.fromarray(decode_image(data)).save(file, "JPEG", quality=95)
+    return to_tensor(decode_image(file.getvalue()))
+
+
 def test_report_is_what_the_saved_victim_does(finetuned):
     project, report = finetuned
     layout = project.layout
@@ -40,6 +48,11 @@ def test_report_is_what_the_saved_victim_does(finetuned):
         )
         assert report[when]["old"]["rasr"] == pytest.approx(rasr(x, y))
         assert report[when]["old"]["msi"] == pytest.approx(msi(x, y), abs=1e-4)
+        x, y = (
+            scores_of(victim, [squash(through_pillow(p.load()), 32) for p in some])
+            for some in ([parents[p.parent] for p in own], own)
+        )
+        assert report[when]["old_jpeg"]["msi"] == pytest.approx(msi(x, y), abs=1e-4)
     assert report["own_examples"]
     assert report["n_old"] == len(own)
 
@@ -56,6 +69,7 @@ def test_a_new_attacker_is_trained_against_it(finetuned):
     assert project.layout.examples("net", "unrestricted").exists()
     text = finetune_table(report)
     assert "old examples, before" in text
+    assert "as JPEG 95, after" in text
     assert "new attacker, unrestricted" in text
 
 
