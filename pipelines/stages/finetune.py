@@ -185,8 +185,17 @@ def _harden(
     before = {"before": _measure(original or model, scale, clean["test"], old)}
     if own_size != size:
         before["resized"] = _measure(model, scale, clean["test"], old)
-    adversarial = _images(parts["train"], size)
-    aside = _images(parts["validation"], size) if parts["validation"] else None
+
+    def asked(split: str) -> Scored:
+        images, mos = _images(parts[split], size)
+        if settings.max_drop is None:
+            return images, mos
+        drop = settings.max_drop * scale.range / 10
+        lowest = [photographs[p.parent].mos - drop for p in parts[split]]
+        return images, [max(pair) for pair in zip(mos, lowest, strict=True)]
+
+    adversarial = asked("train")
+    aside = asked("validation") if parts["validation"] else None
     data = (clean["train"], adversarial, clean["validation"], aside)
     recipe = settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share", "keep"})
     mark = fingerprint(

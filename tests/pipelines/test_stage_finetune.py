@@ -96,6 +96,28 @@ def test_another_size_keeps_what_was_known_at_the_old_one(finetuned, tmp_path):
     assert "| old examples, before, at 48 pixels |" in finetune_table(larger)
 
 
+def test_an_example_is_asked_no_more_than_max_drop(finetuned, tmp_path, monkeypatch):
+    project, _ = finetuned
+    other = project.copy(tmp_path / "p")
+    pictures = read_3ae(str(other.layout.threeae))
+    mos = {p.parent: p.mos for p in pictures if not p.adversarial}
+    drops = [mos[p.parent] - p.mos for p in pictures if p.adversarial and p.split == "train"]
+    most = max(drops) / 2  # tenths: the scale of `net` is 0 to 10
+    assert most > 0
+    asked = []
+
+    def spy(model, scale, clean, adversarial, validation, **rest):
+        asked.extend(adversarial[1])
+        return []
+
+    monkeypatch.setattr("pipelines.stages.finetune.finetune", spy)
+    params = other.params(finetune__retrain=[], finetune__max_drop=most)
+    run_finetune(params, other.layout, "net")
+    parents = [p.parent for p in pictures if p.adversarial and p.split == "train"]
+    wanted = [mos[k] - min(most, drop) for k, drop in zip(parents, drops, strict=True)]
+    assert asked == pytest.approx(wanted)
+
+
 def test_neither_protocol_nor_limit_takes_the_test_photographs_away(finetuned, tmp_path):
     project, report = finetuned
     other = project.copy(tmp_path / "p")
