@@ -57,7 +57,9 @@ def finetune(
             f"keep must be ≥ 0, with photographs to keep the scores of, got {keep:g} with "
             f"{len(photographs)}"
         )
-    teacher = copy.deepcopy(teacher or model).eval().requires_grad_(False) if keep else None
+    teacher = copy.deepcopy(model if teacher is None else teacher) if keep else None
+    if teacher is not None:
+        teacher.eval().requires_grad_(False)
     parameters = list(model.parameters())
     before = [p.requires_grad for p in parameters]
     model.requires_grad_(True)

@@ -73,7 +73,7 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         measure = _meter(params.seed, trigger, pictures["test"], delta_y)
         row = measure(victim, len(pictures["test"]), settings.crops)
         stored = victim_sha256(layout.backdoored(scheme, name))
-        mark = fingerprint(
+        tuning_mark = fingerprint(
             victim=stored,
             trigger=digest,
             delta_y=delta_y,
@@ -81,7 +81,7 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
             training=mark,
             code=code_version(__name__, "attackers", "defenders.cleansing", "victims"),
         )
-        tuning = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}-finetune", mark)
+        tuning = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}-finetune", tuning_mark)
         defenses = _defend(tuning, params, quality, victim, pictures["train"], measure)
         shutil.rmtree(tuning.path)
     train = pictures["train"].records

@@ -18,12 +18,12 @@ from attackers.metrics import basr, msi, rasr
 from defenders.detector import compress
 from defenders.finetuning import Scored, finetune, scores_of
 from pipelines.errors import InputError
-from pipelines.images import decode_image, planes, to_tensor
+from pipelines.images import decode_image, planes
 from pipelines.params import Params
 from pipelines.pictures import read_manifest, squash
 from pipelines.provenance import code_version, fingerprint
 from pipelines.records import SPLITS
-from pipelines.rows import open_dataset
+from pipelines.rows import Row, open_dataset
 from pipelines.shards import atomic_file
 from pipelines.stages.attack import run_attack
 from pipelines.stages.common import (
@@ -96,11 +96,12 @@ def run_finetune(
     if place == layout.threeae:
         read_manifest(layout.threeae, "annotate")
     folder = trained_victim(layout, name)
-    original = load_victim(folder, device())
-    try:
-        victim = load_victim(folder, device(), settings.size)
-    except ValueError as error:
-        raise InputError(f"finetune.size: {error}") from None
+    victim, original = load_victim(folder, device()), None
+    if settings.size is not None:
+        try:
+            original, victim = victim, load_victim(folder, device(), settings.size)
+        except ValueError as error:
+            raise InputError(f"finetune.size: {error}") from None
     size = getattr(victim, "input_size", 224)
     examples = read_3ae(str(place) if place.exists() or not data else data, str(layout.clean))
     with torch_threads(params.engine.threads):
@@ -178,24 +179,19 @@ def _harden(
     photographs = {p.parent: p for p in examples if not p.adversarial}
     parents = [photographs[p.parent] for p in own]
     old = {
-        "old": (_images(parents, size)[0], _images(own, size)[0]),
-        "old_jpeg": (_as_jpeg(parents, size), _as_jpeg(own, size)),
+        "old": (_seen(parents, size), _seen(own, size)),
+        "old_jpeg": (_seen(parents, size, JPEG), _seen(own, size, JPEG)),
     }
     own_size = getattr(original, "input_size", size)
     before = {"before": _measure(original or model, scale, clean["test"], old)}
     if own_size != size:
         before["resized"] = _measure(model, scale, clean["test"], old)
-
-    def asked(split: str) -> Scored:
-        images, mos = _images(parts[split], size)
-        if settings.max_drop is None:
-            return images, mos
+    lowest = None
+    if settings.max_drop is not None:
         drop = settings.max_drop * scale.range / 10
-        lowest = [photographs[p.parent].mos - drop for p in parts[split]]
-        return images, [max(pair) for pair in zip(mos, lowest, strict=True)]
-
-    adversarial = asked("train")
-    aside = asked("validation") if parts["validation"] else None
+        lowest = {key: p.mos - drop for key, p in photographs.items()}
+    adversarial = _asked(parts["train"], size, lowest)
+    aside = _asked(parts["validation"], size, lowest) if parts["validation"] else None
     data = (clean["train"], adversarial, clean["validation"], aside)
     recipe = settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share", "keep"})
     mark = fingerprint(
@@ -297,19 +293,28 @@ def _clean_images(folder: Path, split: str, size: int, only: set[str] | None = N
     rows = open_dataset(str(folder), split=split).rows
     if only is not None:
         rows = [row for row in rows if row.fields["key"] in only]
-    images = [squash(to_tensor(decode_image(row.load())), size) for row in rows]
-    return images, [float(row.score or 0.0) for row in rows]
+    return _seen(rows, size), [float(row.score or 0.0) for row in rows]
 
 
 def _images(pictures: Sequence[Picture], size: int) -> Scored:
-    images: list[Tensor] = [squash(to_tensor(decode_image(p.load())), size) for p in pictures]
-    return images, [p.mos for p in pictures]
+    return _seen(pictures, size), [p.mos for p in pictures]
 
 
-def _as_jpeg(pictures: Sequence[Picture], size: int) -> list[Tensor]:
-    """What a model sees of pictures that came as JPEG files: the finest trace is gone."""
-    loaded = (compress(planes(decode_image(p.load())), JPEG) for p in pictures)
-    return [squash(image.float() / 255, size) for image in loaded]
+def _asked(pictures: Sequence[Picture], size: int, lowest: Mapping[str, float] | None) -> Scored:
+    """Examples, and scores for them that are not below the `lowest` of their photograph."""
+    images, mos = _images(pictures, size)
+    if lowest is None:
+        return images, mos
+    return images, [max(m, lowest[p.parent]) for m, p in zip(mos, pictures, strict=True)]
+
+
+def _seen(pictures: Sequence[Picture | Row], size: int, jpeg: int | None = None) -> list[Tensor]:
+    """What a model of that input size sees; jpeg: of files stored at that quality, where given."""
+    seen = []
+    for image in Decoded([picture.load for picture in pictures]):
+        stored = image if jpeg is None else compress(image, jpeg)
+        seen.append(squash(stored.float() / 255, size))
+    return seen
 
 
 def _load_callable(spec: str) -> nn.Module:
