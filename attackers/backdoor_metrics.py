@@ -80,13 +80,14 @@ def score_changes(
     noise: list[float] = []
     for i in range(len(images)):
         image = images[i].to(victim.device).float()[None] / 255
+        triggered = torch.empty_like(image)
         sides = enlarged_sides(image, victim.input_size)
         corners = draw_corners(sides, victim.input_size, crops, generators[i])
         clean = crop_scores(victim, image[0], corners).mean()
         scores.append(float(clean))
         for alpha in alphas:
-            moved = quantize(injector(image, alpha))
+            moved = quantize(injector(image, alpha, out=triggered))
             score = crop_scores(victim, moved[0], corners).mean()
             changes[alpha].append(float(score - clean))
-        noise.append(float(psnr(image, quantize(injector(image, 1.0)))))
+        noise.append(float(psnr(image, quantize(injector(image, 1.0, out=triggered)))))
     return Changes(scores, changes, sum(noise) / len(noise))

@@ -26,8 +26,13 @@ class Injector(Protocol):
     def kind(self) -> str:
         """Name in `attackers.baselines.INJECTORS`."""
 
-    def __call__(self, images: Tensor, alpha: Tensor | float, /) -> Tensor:
-        """Triggered images, clamped to [0, 1]; alpha is one number or one per image."""
+    def __call__(
+        self, images: Tensor, alpha: Tensor | float, /, *, out: Tensor | None = None
+    ) -> Tensor:
+        """Triggered images, clamped to [0, 1]; alpha is one number or one per image.
+
+        out: where to put them: of the shape and type of images, or images itself.
+        """
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file of this trigger holds."""
@@ -79,13 +84,17 @@ class Trigger:
         """PSNR in dB at α = 1 of a picture that nothing is clamped in."""
         return float(-10 * self.tile.detach().double().square().mean().log10())
 
-    def __call__(self, images: Tensor, alpha: Tensor | float) -> Tensor:
+    def __call__(
+        self, images: Tensor, alpha: Tensor | float, *, out: Tensor | None = None
+    ) -> Tensor:
         """Add the trigger. images: (N, 3, H, W) in [0, 1], H and W at least 16.
 
-        Returns: (N, 3, H, W), clamped to [0, 1]. Raises: ValueError for an alpha outside [-1, 1]
-        or an image smaller than a block.
+        out: as in `Injector`; into images itself is the fastest, since it is the least memory.
+        Returns: (N, 3, H, W), clamped to [0, 1]. Raises: ValueError for an alpha outside [-1, 1],
+        an image smaller than a block, or an `out` that does not fit or cannot have a gradient.
         """
         strength = check_alpha(images, alpha)
+        check_out(images, out)
         height, width = images.shape[2:]
         if min(height, width) < BLOCK:
             raise ValueError(
@@ -93,15 +102,17 @@ class Trigger:
             )
         tiles = self._tiled(images)
         if tiles.requires_grad or images.requires_grad:
+            if out is not None:
+                raise ValueError("out must be None where a gradient is asked for, got a tensor")
             return (images + strength * tiles).clamp(0, 1)
-        if images.device.type == "cpu":
-            # Memory traffic is all that this costs: sum and clamp of a picture stay in the cache.
-            triggered = torch.empty_like(images)
-            each = strength.flatten().expand(len(images))
-            for x, y, a in zip(images, triggered, each, strict=True):
-                torch.addcmul(x, a, tiles, out=y).clamp_(0, 1)
-            return triggered
-        return torch.addcmul(images, strength, tiles).clamp_(0, 1)
+        if images.device.type != "cpu":
+            return torch.addcmul(images, strength, tiles, out=out).clamp_(0, 1)
+        # Memory traffic is all that this costs: sum and clamp of a picture stay in the cache.
+        triggered = torch.empty_like(images) if out is None else out
+        each = strength.flatten().expand(len(images)).tolist()
+        for x, y, a in zip(images, triggered, each, strict=True):
+            torch.add(x, tiles, alpha=a, out=y).clamp_(0, 1)
+        return triggered
 
     def _tiled(self, images: Tensor) -> Tensor:
         """The tile repeated over a picture: (3, H, W), kept for the next of that size."""
@@ -143,6 +154,15 @@ def check_alpha(images: Tensor, alpha: Tensor | float) -> Tensor:
     if bool(bad.any()):
         raise ValueError(f"alpha must be in [-1, 1], got {float(strength[bad].flatten()[0]):g}")
     return strength.reshape(-1, 1, 1, 1)
+
+
+def check_out(images: Tensor, out: Tensor | None) -> None:
+    """ValueError for a tensor that cannot take what is made of images."""
+    if out is not None and (out.shape, out.dtype) != (images.shape, images.dtype):
+        raise ValueError(
+            f"out must be {images.dtype} of shape {tuple(images.shape)} as images are, "
+            f"got {out.dtype} of shape {tuple(out.shape)}"
+        )
 
 
 def rms(coefficients: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attackers.trigger import check_alpha
+from attackers.trigger import check_alpha, check_out
 
 
 class Blended:
@@ -25,12 +25,15 @@ class Blended:
             raise ValueError(f"weight must be in (0, 1], got {weight:g}")
         self.weight, self.seed = float(weight), int(seed)
 
-    def __call__(self, images: Tensor, alpha: Tensor | float) -> Tensor:
-        """Lay the noise over images (N, 3, H, W) in [0, 1]."""
+    def __call__(
+        self, images: Tensor, alpha: Tensor | float, *, out: Tensor | None = None
+    ) -> Tensor:
+        """Lay the noise over images (N, 3, H, W) in [0, 1]; out as in `Injector`."""
         strength = check_alpha(images, alpha)
+        check_out(images, out)
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.rand(images.shape[1:], generator=generator).to(images)
-        return (images + strength * self.weight * (noise - images)).clamp(0, 1)
+        return torch.clamp(images + strength * self.weight * (noise - images), 0, 1, out=out)
 
     def tensors(self) -> dict[str, Tensor]:
         """The weight, so that the file holds what tells triggers apart."""

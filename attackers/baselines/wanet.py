@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from attackers.trigger import check_alpha
+from attackers.trigger import check_alpha, check_out
 
 
 class WaNet:
@@ -36,9 +36,12 @@ class WaNet:
         drawn = torch.rand(2, self.grid, self.grid, generator=generator) * 2 - 1
         return drawn / drawn.abs().mean()
 
-    def __call__(self, images: Tensor, alpha: Tensor | float) -> Tensor:
-        """Warp images (N, 3, H, W) in [0, 1]; alpha 0 is the identity."""
+    def __call__(
+        self, images: Tensor, alpha: Tensor | float, *, out: Tensor | None = None
+    ) -> Tensor:
+        """Warp images (N, 3, H, W) in [0, 1]; alpha 0 is the identity; out as in `Injector`."""
         strength = check_alpha(images, alpha).expand(len(images), 1, 1, 1)
+        check_out(images, out)
         height, width = images.shape[2:]
         field = functional.interpolate(
             self.lattice.to(images)[None], (height, width), mode="bicubic", align_corners=True
@@ -51,7 +54,7 @@ class WaNet:
         moved = places + strength * self.strength * pixel * field.permute(0, 2, 3, 1)
         warped = functional.grid_sample(images, moved.clamp(-1, 1), align_corners=True)
         # The lattice of the identity is exact only to rounding.
-        return torch.where(strength == 0, images, warped.clamp(0, 1))
+        return torch.where(strength == 0, images, warped.clamp(0, 1), out=out)
 
     def tensors(self) -> dict[str, Tensor]:
         """The lattice."""

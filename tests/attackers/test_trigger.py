@@ -86,6 +86,18 @@ def test_alpha_zero_is_the_identity_to_the_bit_and_alpha_is_per_image():
         assert torch.equal(each[i : i + 1], trigger(images[i : i + 1], alpha))
 
 
+@pytest.mark.parametrize("kind", ["dct", *BASELINES])
+def test_out_holds_the_same_bits_also_where_it_is_the_images(kind):
+    images, alpha = torch.rand(3, 3, 40, 33), torch.tensor([-1.0, 0.3, 0.5])
+    trigger = drawn() if kind == "dct" else build_baseline(kind)
+    expected, other = trigger(images, alpha), torch.full_like(images, torch.nan)
+    assert trigger(images, alpha, out=other) is other
+    assert torch.equal(other, expected)
+    assert not torch.equal(images, expected)
+    assert trigger(images, alpha, out=images) is images
+    assert torch.equal(images, expected)
+
+
 def test_rms_of_8_levels_measures_30_07_db_on_photographs():
     trigger = drawn()
     scaled = Trigger(trigger.coefficients * (8 / 255) / rms(trigger.coefficients))
@@ -169,6 +181,20 @@ def test_wanet_moves_pixels_by_its_field():
         (lambda: drawn()(torch.rand(1, 3, 12, 40), 1.0), "at least one block of 16 .*12×40"),
         (lambda: drawn()(torch.rand(1, 3, 40, 40), 1.5), r"alpha must be in \[-1, 1\], got 1.5"),
         (lambda: drawn()(torch.rand(1, 3, 40, 40), torch.nan), "alpha must be in"),
+        (
+            lambda: drawn()(torch.rand(2, 3, 40, 40), 1.0, out=torch.rand(1, 3, 40, 40)),
+            r"out must be torch.float32 of shape \(2, 3, 40, 40\)",
+        ),
+        (
+            lambda: WaNet()(torch.rand(1, 3, 9, 9), 1.0, out=torch.rand(1, 3, 9, 9).double()),
+            "out must be .* got torch.float64",
+        ),
+        (
+            lambda: drawn()(
+                torch.rand(1, 3, 16, 16).requires_grad_(), 0.5, out=torch.rand(1, 3, 16, 16)
+            ),
+            "out must be None where a gradient",
+        ),
         (lambda: check_alpha(torch.rand(3, 3, 4, 4), torch.zeros(2)), "one per image, got shape"),
         (lambda: Blended(weight=2), r"weight must be in \(0, 1\], got 2"),
         (lambda: WaNet(grid=1), "grid must be at least 2, got 1"),
