@@ -3,7 +3,8 @@
 Every row has the same data, seed, victim and budget (params/livec.yaml). The clean model is
 measured with our trigger, the others with their own. P-filtered is trained on the rows of P-ours
 that are not poisoned: what a benign score loses by fewer photographs alone. P-purified is trained
-on what `veneer scan --purify` leaves of the set of P-ours, with repaired scores. All that was
+on what `veneer scan --purify` leaves of the set of P-ours, with repaired scores. --seen asks of
+each trigger how much of alpha the victim's backbone can tell before any training. All that was
 finished is kept under .cache/livec: a second run only measures. The photographs are looked for in
 $VENEER_LIVEC, else where the parameters say.
 """
@@ -15,11 +16,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from _livec import import_photographs, import_source
+from sklearn.linear_model import RidgeCV
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
+from attackers.projections import quantize
 from pipelines.cli import run
 from pipelines.params import Params, load_params
-from pipelines.pictures import read_manifest
+from pipelines.pictures import Originals, read_manifest
+from pipelines.poisoned import build_quality, open_trigger
 from pipelines.report import backdoor_table
 from pipelines.rows import open_dataset
 from pipelines.scanning import ScanSettings, purify, scan, scan_text, write_scan
@@ -27,6 +34,7 @@ from pipelines.stages.backdoor import poisoned_scheme, run_backdoor
 from pipelines.stages.common import Layout
 from pipelines.stages.poison import run_poison
 from pipelines.stages.search_trigger import run_search_trigger
+from victims.crops import random_crops
 
 # row -> (kind of trigger, scheme)
 ROWS = {
@@ -89,6 +97,40 @@ def purified(params: Params, place: Layout) -> Layout:
     return other
 
 
+def seen(params: Params, layout: Layout, victim: str) -> None:
+    """Print R² on test photographs of alpha, regressed on the maps of the untrained backbone.
+
+    One random crop of each photograph with an alpha drawn from [-1, 1]; ridge regression on the
+    pooled maps, fitted on the photographs of train; the same crops and alphas for each trigger.
+    """
+    scale = read_manifest(layout.clean, "import").scale
+    model = build_quality(params.quality_model(victim), victim, scale, params.seed).eval()
+    print("| trigger | PSNR_t dB | R² of α |\n| --- | --: | --: |")
+    for kind in dict.fromkeys(kind for kind, _ in ROWS.values()):
+        own, place = variant(params, layout, kind, defended=False)
+        about = run_search_trigger(own, place)
+        trigger = open_trigger(place.trigger)[0]
+
+        @torch.no_grad()
+        def looked_at(split: str, trigger=trigger) -> tuple[np.ndarray, np.ndarray]:
+            pictures = Originals.of_shards(layout.clean, split)
+            generator = torch.Generator().manual_seed(params.seed)
+            alphas = torch.rand(len(pictures), generator=generator) * 2 - 1
+            maps: list[Tensor] = []
+            for i, alpha in enumerate(alphas):
+                whole = quantize(trigger(pictures[i].float()[None] / 255, alpha))
+                crop = random_crops([whole], model.input_size, generator)[0]
+                maps.append(torch.cat([m.mean((2, 3)) for m in model.maps(crop)], 1))
+            return torch.cat(maps).numpy(), alphas.numpy()
+
+        features, alphas = looked_at("train")
+        scaler = StandardScaler().fit(features)
+        ridge = RidgeCV(np.logspace(0, 5, 11)).fit(scaler.transform(features), alphas)
+        there, truth = looked_at("test")
+        found = ridge.score(scaler.transform(there), truth)
+        print(f"| {kind} | {about['psnr']:.2f} | {found:.2f} |", flush=True)
+
+
 def main() -> None:
     """Run the rows named, print each when it is done and the table at the end."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -96,11 +138,15 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path(".cache/livec"))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=DEFAULT)
     parser.add_argument("--victim", default=None, help="name under `quality`")
+    parser.add_argument("--seen", action="store_true", help="only what the backbone sees")
     parser.add_argument("--defend", action="store_true", help="also run the defenses")
     arguments = parser.parse_args()
     params, layout = load_params(arguments.params), Layout(arguments.root)
     victim = arguments.victim or params.section("backdoor").victims[0]
     import_photographs(params, layout)
+    if arguments.seen:
+        seen(params, layout, victim)
+        return
     table = {}
     for row in arguments.rows:
         began = time.perf_counter()
