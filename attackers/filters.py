@@ -111,8 +111,8 @@ def hue(images: Tensor, p: Tensor) -> Tensor:
 
 
 def saturation(images: Tensor, p: Tensor) -> Tensor:
-    """Scale the distance to grey by 1 + p."""
-    return clamp_through(torch.addcmul(images, images - luma(images), _column(p)))
+    """Scale the distance to grey by 3^p: -p undoes p, where 1 + p would only down to a half."""
+    return clamp_through(torch.addcmul(images, images - luma(images), _column(3**p - 1)))
 
 
 def gamma(images: Tensor, p: Tensor) -> Tensor:

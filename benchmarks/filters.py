@@ -35,7 +35,7 @@ KORNIA: dict[str, Apply] = {
     "bright": lambda x: enhance.adjust_brightness(x, STRENGTH / 2),
     "contrast": lambda x: enhance.adjust_contrast(x, 3**STRENGTH),
     "hue": lambda x: enhance.adjust_hue(x, math.pi * STRENGTH),
-    "saturation": lambda x: enhance.adjust_saturation(x, 1 + STRENGTH),
+    "saturation": lambda x: enhance.adjust_saturation(x, 3**STRENGTH),
     "gamma": lambda x: enhance.adjust_gamma(x, 3**STRENGTH),
     "sobel": spatial.sobel,
     "blur": lambda x: spatial.gaussian_blur2d(x, *kernel(x, 1.5)),

@@ -285,7 +285,7 @@ CLOSED_FORMS = {
         1e-9,
     ),
     "hue": (rotated, 1e-9),
-    "saturation": (lambda x, p: grey_of(x) + (x - grey_of(x)) * (1 + p), 1e-9),
+    "saturation": (lambda x, p: grey_of(x) + (x - grey_of(x)) * 3**p, 1e-9),
     "gamma": (lambda x, p: x ** (3**p), 1e-9),
     "sobel": (lambda x, p: x + p * lines(x), 1e-9),
     "blur": (towards(lambda x: blurred(x, 1.5)), 1e-9),
@@ -326,8 +326,21 @@ def test_ends_of_hue_and_saturation():
     ends = filters.hue(x, strengths(1, 1)), filters.hue(x, strengths(-1, -1))
     torch.testing.assert_close(*ends)
     torch.testing.assert_close(luma(ends[0]), luma(x), rtol=0, atol=1e-9)
-    grey = filters.saturation(x, strengths(-1, -1))
-    torch.testing.assert_close(grey, luma(x).expand_as(x))
+    paler = filters.saturation(x, strengths(-1, -1))
+    torch.testing.assert_close(paler - luma(x), (x - luma(x)) / 3)
+
+
+@pytest.mark.parametrize("name", ["bright", "contrast", "hue", "saturation", "gamma"])
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999), p=st.floats(-0.8, 0.8))
+def test_the_opposite_strength_undoes_where_nothing_is_clamped(name, seed, p):
+    x = 0.5 + 0.1 * (photograph(2, 24, 30, seed) - 0.5)  # of little chroma, in the middle
+    strength = strengths(p, -p / 3)
+    changed = FILTERS[name](x, strength)
+    assert 0 < changed.min() <= changed.max() < 1
+    back = FILTERS[name](changed, -strength)
+    # Contrast turns about the mean of what it sees, which stays.
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
 
 
 def test_equalize_spreads_the_luma_evenly():
