@@ -51,17 +51,28 @@ def best_of(sides: Mapping[str, Work], rounds: int, warm_up: bool = True) -> dic
 def peak_memory() -> Iterator[list[float]]:
     """A list that holds, afterwards, the MiB by which memory grew at its peak.
 
-    On a GPU what torch allocated there, else the process (psutil, every 2 ms).
+    On a GPU what torch allocated there, else the process.
+    """
+    if not torch.cuda.is_available():
+        with process_memory() as found:
+            yield found
+        return
+    found = []
+    wait()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    yield found
+    wait()
+    found.append((torch.cuda.max_memory_allocated() - before) / 2**20)
+
+
+@contextmanager
+def process_memory() -> Iterator[list[float]]:
+    """As peak_memory, of the process (psutil, every 2 ms) on every machine.
+
+    For work without torch: on a GPU that allocates nothing, whatever it takes.
     """
     found: list[float] = []
-    if torch.cuda.is_available():
-        wait()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield found
-        wait()
-        found.append((torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
     with suppress(OSError, AttributeError):  # glibc keeps freed memory: give it back first
         ctypes.CDLL(None).malloc_trim(0)
     process, stop = psutil.Process(), threading.Event()

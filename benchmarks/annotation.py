@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _timing import hardware, peak_memory
+from _timing import hardware, process_memory
 
 from pipelines.annotation import pull, push, status
 from pipelines.campaign import Inline, Pair, Plan, plan_tasks
@@ -79,7 +79,7 @@ def main() -> None:
         print("| --- | --: | --: | --: | --: |")
         for step, work in steps.items():
             began = time.perf_counter()
-            with peak_memory() as grown:
+            with process_memory() as grown:
                 changes = work()
             took = time.perf_counter() - began
             print(

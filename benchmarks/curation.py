@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _timing import hardware, peak_memory
+from _timing import hardware, process_memory
 
 from pipelines.hashes import HASHED
 from pipelines.params import Params, load_params
@@ -84,7 +84,7 @@ def measure(count: int, params: Params) -> dict[str, Any]:
         hashes, clean = write_metadata(root, count)
         pa.default_memory_pool().release_unused()
         began = time.perf_counter()
-        with peak_memory() as grown:
+        with process_memory() as grown:
             curated = curate([root / TABLE], hashes, clean, params)
             write_tables(root / "out", [root], curated)
         took = time.perf_counter() - began
