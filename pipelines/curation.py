@@ -103,13 +103,13 @@ def _drop_duplicates(candidates: np.ndarray, chosen: Selection) -> None:
 
 
 def _drop_near(candidates: np.ndarray, chosen: Selection, rules: Rules) -> None:
-    """Of examples of one image and victim that look alike the one with the largest gain stays."""
+    """Of examples of one photograph and victim that look alike the one of largest gain stays."""
     left = np.flatnonzero(chosen.reason == KEPT)
-    columns = [candidates[name][left] for name in ("key", "gain", "victim", "parent")]
+    columns = [candidates[name][left] for name in ("key", "gain", "victim", "photograph")]
     columns[1] = -columns[1]
     left = left[np.lexsort(columns)]
     same = np.ones(len(left), bool)
-    for name in ("victim", "parent"):
+    for name in ("victim", "photograph"):
         same[1:] &= candidates[name][left][1:] == candidates[name][left][:-1]
     starts = np.flatnonzero(~same) if len(left) else left
     if len(left):

@@ -108,6 +108,16 @@ def test_another_colour_or_victim_is_no_near_duplicate():
     assert (select(rows, RULES, seed=0).reason == KEPT).all()
 
 
+def test_pictures_of_one_photograph_that_look_alike_are_near_duplicates():
+    rows = make(3, photographs=1)
+    rows["parent"] = [1, 2, 3]  # crops, or distortions
+    rows["victim"], rows["gain"], rows["phash"] = 0, [0.1, 0.3, 0.2], 7
+    rows["photograph"][2] += 1
+    chosen = select(rows, with_rules(splits=None), seed=0)
+    assert chosen.reason.tolist() == [NEAR, KEPT, KEPT]
+    assert chosen.other[0] == rows["key"][1]
+
+
 def test_no_photograph_looks_like_one_of_another_split():
     """Pairs of photographs 3 bits apart: in no pair do both sides stay in different splits."""
     rows = make(2000, photographs=200)
@@ -119,6 +129,11 @@ def test_no_photograph_looks_like_one_of_another_split():
     kept = chosen.reason == KEPT
     assert (chosen.reason == LEAK).sum() > 100
     split = dict(zip(own[kept].tolist(), chosen.split[kept].tolist(), strict=True))
+    for i in np.flatnonzero(chosen.reason == LEAK).tolist():
+        named = int(chosen.other[i])
+        assert split[named - 10**6] > chosen.split[i]
+        words = f"near-duplicate of photograph {named:016x} in another split"
+        assert chosen.text(i, RULES) == words
     for i in range(100):
         assert split.get(i, -1) == split.get(i + 100, -1) or not {i, i + 100} <= set(split)
     # What is dropped is the earlier split's: every test photograph stays.
@@ -129,9 +144,13 @@ def test_cap_takes_victims_in_turns():
     rows = make(100, photographs=1)
     rows["victim"] = [0] * 90 + [1] * 10
     rows["mode"] = 0
-    kept = select(rows, with_rules(per_photograph=12), seed=0).reason == KEPT
+    rules = with_rules(per_photograph=12)
+    chosen = select(rows, rules, seed=0)
+    kept = chosen.reason == KEPT
     assert Counter(rows["victim"][kept].tolist()) == {0: 6, 1: 6}
-    assert (select(rows, with_rules(per_photograph=12), seed=0).reason[~kept] == CAP).all()
+    assert (chosen.reason[~kept] == CAP).all()
+    texts = {chosen.text(i, rules) for i in np.flatnonzero(~kept)}
+    assert texts == {"more than 12 of its photograph"}
 
 
 def test_balance_is_as_even_as_the_candidates_allow():
@@ -140,6 +159,30 @@ def test_balance_is_as_even_as_the_candidates_allow():
     rows["victim"], rows["mode"] = 0, 0
     kept = select(rows, with_rules(target=130), seed=0).reason == KEPT
     assert np.bincount(rows["bin"][kept]).tolist() == [10, 60, 60]
+
+
+def test_balance_is_over_victim_mode_and_bin_together():
+    """Cells of 1 to 400 examples: large ones get equal shares, small ones are kept whole."""
+    cells = list(itertools.product(range(3), range(2), range(4)))
+    sizes = np.round(np.geomspace(1, 400, len(cells))).astype(int)
+    cell = np.repeat(np.random.default_rng(0).permutation(len(cells)), sizes)
+    rows = make(len(cell), photographs=500)
+    for axis, name in enumerate(("victim", "mode", "bin")):
+        rows[name] = np.array(cells)[cell, axis]
+    rules = with_rules(target=300)
+    chosen = select(rows, rules, seed=0)
+    kept = np.bincount(cell[chosen.reason == KEPT], minlength=len(cells))
+    have = np.bincount(cell, minlength=len(cells))
+    assert kept.sum() == 300
+    level = kept.max()
+    full = kept == have
+    assert (have[full] <= level).all()
+    assert (kept[~full] >= level - 1).all()  # the last round may not reach all of them
+    assert full.sum() > 5
+    assert (~full).sum() > 5
+    lost = np.flatnonzero(chosen.reason == QUOTA)
+    assert len(lost) == len(rows) - 300
+    assert chosen.text(lost[0], rules) == "quota of its victim, mode and score bin is full"
 
 
 @pytest.mark.parametrize(("photographs", "used"), [(0, 0), (1, 1), (2, 2), (3, 3), (50, 3)])
@@ -179,6 +222,7 @@ def test_near_pairs_are_those_of_brute_force(distance):
     assert expected or distance == 0
 
 
+@pytest.mark.slow
 def test_memory_stays_flat():
     """Beyond the batches in work a candidate costs bytes, not a dictionary (2,000 of them)."""
     command = [sys.executable, ROOT / "benchmarks" / "curation.py"]
