@@ -69,6 +69,9 @@ def curation_table(report: dict[str, Any]) -> str:
         bins = " ".join(str(n) for n in cell["bins"])
         row = (cell["victim"], cell["mode"], cell["in"], cell["kept"], bins)
         lines.append(f"| {' | '.join(map(str, row))} |")
+    if report["unfinished"]:
+        names = ", ".join(report["unfinished"])
+        lines += ["", f"left out, because `veneer attack` has not finished them: {names}"]
     return "\n".join(lines)
 
 

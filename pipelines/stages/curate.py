@@ -60,7 +60,7 @@ def run_curate(
 
     Writes annotations/candidates (metadata, rejects, manifest; no pixels) and
     reports/curation.json, or nothing when `dry_run`. Hashes of images stay in the work folder
-    either way. Returns: the report.
+    either way. Returns: the report; `unfinished` names the folders that were left out.
     """
     read_manifest(layout.clean, "import")
     folders = finished_folders(layout)
@@ -76,7 +76,7 @@ def run_curate(
         load_hashes(files[layout.clean]),
         params,
     )
-    report = curation_report(curated)
+    report = {**curation_report(curated), "unfinished": unfinished_folders(layout)}
     if not dry_run:
         if not report["kept"]:
             raise StageError(
@@ -99,6 +99,12 @@ def finished_folders(layout: Layout) -> list[Path]:
             f"{root} must hold adversarial examples, got none: run `veneer attack` first"
         )
     return folders
+
+
+def unfinished_folders(layout: Layout) -> list[str]:
+    """Names of the folders without a manifest: an attack that was never run, or runs, or died."""
+    folders = (layout.root / "datasets" / "aes").iterdir()
+    return sorted(f.name for f in folders if f.is_dir() and not (f / "manifest.json").exists())
 
 
 def curate(

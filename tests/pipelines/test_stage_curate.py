@@ -2,10 +2,12 @@ import json
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
 
+from pipelines import cli
 from pipelines.errors import InputError
 from pipelines.hashes import hash_image
 from pipelines.images import decode_png
@@ -53,6 +55,66 @@ def test_dry_run_tells_the_same_and_writes_nothing(own):
     assert not own.layout.candidates.exists()
     assert not (own.layout.reports / "curation.json").exists()
     assert run_curate(params, own.layout, progress=False) == dry
+
+
+def test_dry_run_command_prints_what_the_run_writes(own, capsys):
+    own.params(**LOOSE)
+    places = ["--params", str(own.file), "--root", str(own.root)]
+    assert cli.run(lambda: cli.app(["curate", "--dry-run", *places])) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert cli.run(lambda: cli.app(["curate", "--dry-run", "--json", *places])) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert not own.layout.candidates.exists()
+    assert run_curate(own.params(**LOOSE), own.layout, progress=False) == report
+    kept, rejected = tables(own)
+    splits = kept.split.value_counts()
+    told = ", ".join(f"{name} {splits.get(name, 0)}" for name in ("train", "validation", "test"))
+    assert lines[0] == f"{report['in']} in, {len(kept)} kept ({told}), {len(rejected)} rejected"
+    not_moved = int((rejected.reason == "score not moved in the direction of the attack").sum())
+    assert f"| score not moved | {not_moved} |" in lines
+    for mode in tiny.MODES:
+        own_kept = kept[kept["mode"] == mode]
+        bins = np.bincount((own_kept.score_adv.clip(0, 9.99)).astype(int), minlength=10)
+        count = len(ShardIndex(own.layout.examples("net", mode)).records)
+        row = f"| net | {mode} | {count} | {len(own_kept)} | {' '.join(map(str, bins))} |"
+        assert row in lines
+
+
+def test_unfinished_folders_are_named(own, capsys):
+    aes = own.root / "datasets" / "aes"
+    (aes / "net-restricted" / "manifest.json").unlink()
+    (aes / "other-unrestricted").mkdir()
+    (aes / "notes.txt").write_text("no folder")
+    own.params(**LOOSE)
+    places = ["--params", str(own.file), "--root", str(own.root)]
+    assert cli.run(lambda: cli.app(["curate", "--dry-run", *places])) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("not finished them: net-restricted, other-unrestricted")
+    report = run_curate(own.params(**LOOSE), own.layout, progress=False)
+    assert report["unfinished"] == ["net-restricted", "other-unrestricted"]
+    assert json.loads((own.layout.reports / "curation.json").read_text()) == report
+
+
+def test_of_an_attack_that_lowers_scores_what_fell_is_kept(own):
+    """Both scores of one mode change places, as if the attack had lowered them."""
+    params = own.params(**LOOSE)
+    run_curate(params, own.layout, progress=False)
+    before, _ = tables(own)
+    path = own.layout.examples("net", "unrestricted") / "metadata.parquet"
+    table = pq.read_table(path).to_pandas()
+    table["score_clean"], table["score_adv"] = table["score_adv"], table["score_clean"]
+    table["direction"] = "lower"
+    schema = pq.read_schema(path)
+    pq.write_table(pa.Table.from_pandas(table, schema, preserve_index=False), path)
+    run_curate(params, own.layout, progress=False)
+    kept, rejected = tables(own)
+    assert set(kept.key) == set(before.key)
+    fell = kept[kept.direction == "lower"]
+    assert len(fell) > 0
+    assert (fell.score_adv < fell.score_clean).all()
+    rose = table[table.score_adv > table.score_clean].key
+    reasons = rejected.set_index("key").reason
+    assert (reasons[rose] == "score not moved in the direction of the attack").all()
 
 
 def test_same_bytes_with_two_workers_and_again(own, project, tmp_path):
