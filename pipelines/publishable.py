@@ -1,8 +1,9 @@
 """What must hold before a folder is published: each check is a sentence about what is wrong."""
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,14 @@ from pipelines.provenance import Manifest, file_sha256, fingerprint
 from pipelines.shards import read_records
 
 UNSTATED = {"", "not stated", "not stated."}
-DATASET_FILES = ("manifest.json", "README.md", "rejected.parquet", "metadata.parquet")
+# samples.jpg is the strip that the card of 3AE shows.
+DATASET_FILES = (
+    "manifest.json",
+    "README.md",
+    "rejected.parquet",
+    "metadata.parquet",
+    "samples.jpg",
+)
 SAFE_MODELS = {"victims", "detector", "detectors", "finetuned"}  # other models make attacks
 
 
@@ -57,16 +65,16 @@ def check_dataset(folder: Path, *, allow_simulated: bool = False) -> Publishable
             faults.append(
                 "its labels are simulated (--allow-simulated publishes them all the same)"
             )
-    front, card_faults = _card_faults(folder, harmful)
+    files: dict[str, str | None] = {
+        f"data/{name}": shard.sha256 for name, shard in manifest.shards.items()
+    }
+    files |= {name: None for name in DATASET_FILES if (folder / name).exists()}
+    front, card_faults = _card_faults(folder, files, harmful)
     faults += card_faults
     for name in ("license", "attribution"):
         if getattr(manifest.scale, name).strip().lower() in UNSTATED:
             faults.append(f"the {name} of its source is not stated")
     _complain(folder, faults)
-    files: dict[str, str | None] = {
-        f"data/{name}": shard.sha256 for name, shard in manifest.shards.items()
-    }
-    files |= {name: None for name in DATASET_FILES if (folder / name).exists()}
     marks = set(front.get("tags", ())) & {"adversarial", "poisoned"}
     version = manifest.content_sha256[:12]
     return Publishable(folder, "dataset", version, files, harmful or bool(marks), manifest)
@@ -161,13 +169,14 @@ def _split_faults(rows: list[dict[str, Any]]) -> Iterator[str]:
     wrong = [row["key"] for row in rows if row["split"] != row["_split"]]
     if wrong:
         yield f"{len(wrong)} records name another split than their file ({wrong[0]})"
-    homes: dict[str, set[str]] = {}
+    homes: dict[tuple[str, str], set[str]] = {}
     for row in rows:
-        # Every picture of a photograph counts as the photograph: itself, or its parent.
-        homes.setdefault(row.get("parent_key") or row["key"], set()).add(row["_split"])
+        # Every picture of a photograph counts as the photograph: by name, else its parent, itself.
+        name = row.get("photograph") or row.get("parent_key") or row["key"]
+        homes.setdefault((row["source"], name), set()).add(row["_split"])
     torn = sorted(key for key, splits in homes.items() if len(splits) > 1)
     if torn:
-        yield f"{len(torn)} photographs are in more than one split ({torn[0]})"
+        yield f"{len(torn)} photographs are in more than one split ({torn[0][1]})"
 
 
 def _loading_faults(folder: Path, manifest: Manifest, rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -215,7 +224,9 @@ def front_matter(text: str) -> dict[str, Any]:
     return front if isinstance(front, dict) else {}
 
 
-def _card_faults(folder: Path, harmful: bool) -> tuple[dict[str, Any], list[str]]:
+def _card_faults(
+    folder: Path, files: Container[str], harmful: bool
+) -> tuple[dict[str, Any], list[str]]:
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
     except OSError:
@@ -230,6 +241,11 @@ def _card_faults(folder: Path, harmful: bool) -> tuple[dict[str, Any], list[str]
         f"its card has no section {title!r}"
         for title in ("Contents", "Loading", "Licence and attribution")
         if f"\n## {title}" not in text
+    ]
+    faults += [
+        f"its card shows {name}, which is not published"
+        for name in re.findall(r"!\[[^\]]*\]\(([^)\s]+)", text)
+        if "://" not in name and name not in files
     ]
     if harmful and not {"adversarial", "poisoned"} & set(front.get("tags", ())):
         faults.append("its card does not mark it as adversarial or poisoned")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import hub_stub
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -15,8 +16,10 @@ import yaml
 from pipelines import hub
 from pipelines.errors import InputError, StageError
 from pipelines.hub import Hub
+from pipelines.images import encode_png
 from pipelines.provenance import Manifest
-from pipelines.publishable import check, check_dataset, front_matter, resolve
+from pipelines.publishable import _split_faults, check, check_dataset, front_matter, resolve
+from pipelines.records import CleanSample, image_key
 from pipelines.shards import read_shard, write_shard
 
 REPO = "me/set"
@@ -86,12 +89,15 @@ def rewrite(folder: Path, change) -> None:
 def tear_a_photograph(folder: Path) -> None:
     """Put the samples of a train shard into test as well, in whole and consistent shards."""
     source = min((folder / "data").glob("train-*.tar"))
-    target = folder / "data" / "test-00099.tar"
-    from pipelines.records import CleanSample
-
     members = [
         (CleanSample(**{**row, "split": "test"}), image) for row, image in read_shard(source)
     ]
+    add_shard(folder, members)
+
+
+def add_shard(folder: Path, members) -> None:
+    """One more shard of test, which the manifest knows of."""
+    target = folder / "data" / "test-00099.tar"
     info = write_shard(target, members)
 
     def change(text):
@@ -101,6 +107,15 @@ def tear_a_photograph(folder: Path) -> None:
         text["counts"]["in"] += info.samples
 
     rewrite(folder, change)
+
+
+def tear_by_another_picture(folder: Path) -> None:
+    """Put another picture of a train photograph into test: no key in common, only its name."""
+    source = min((folder / "data").glob("train-*.tar"))
+    row, _ = next(iter(read_shard(source)))
+    image = encode_png(np.zeros((8, 8, 3), np.uint8))
+    more = {"key": image_key(image), "split": "test", "width": 8, "height": 8}
+    add_shard(folder, [(CleanSample(**{**row, **more}), image)])
 
 
 def edit_card(folder: Path, old: str, new: str) -> None:
@@ -127,12 +142,26 @@ BAD = {
     "its card README.md is missing": lambda f: (f / "README.md").unlink(),
     "its card has no license": lambda f: edit_card(f, "license: other\n", ""),
     "its card has no section 'Loading'": lambda f: edit_card(f, "## Loading", "## How to"),
+    "its card shows none.jpg, which is not published": lambda f: edit_card(
+        f, "## Loading", "![Pairs](none.jpg)\n\n## Loading"
+    ),
     "load_dataset gives": lambda f: edit_card(f, "path: data/test-*.tar", "path: data/train-*.tar"),
     "load_dataset cannot open it": lambda f: edit_card(f, "data/test-*.tar", "data/none-*.tar"),
     "labels are simulated": lambda f: stated(f, label_source="simulated"),
     "the license of its source is not stated": lambda f: stated(f, license="not stated"),
     "the attribution of its source is not stated": lambda f: stated(f, attribution="Not stated."),
 }
+
+
+def test_a_photograph_is_told_by_its_source_and_name(clean):
+    rows = [
+        {"key": f"{i:016x}", "source": source, "photograph": "1.png", "split": split}
+        for i, (source, split) in enumerate([("one", "train"), ("other", "test")])
+    ]
+    assert not list(_split_faults([{**row, "_split": row["split"]} for row in rows]))
+    tear_by_another_picture(clean)
+    with pytest.raises(InputError, match=r"1 photographs are in more than one split \(\d\d.png\)"):
+        check_dataset(clean)
 
 
 @pytest.mark.parametrize("words", BAD)
