@@ -37,12 +37,14 @@ def write_parquet_folder(
     parameters: dict[str, Any],
     inputs: dict[str, str],
     rejects: Iterable[Reject] = (),
+    files: Mapping[str, bytes] | None = None,
 ) -> Manifest:
     """Make `out` a data set of Parquet files `data/{split}-{i:05d}-of-{n:05d}.parquet`.
 
     shards: per split, what gives the rows of each file: a record and the encoded picture of each
     of `card.images`. One file is in memory at a time; rows are sorted by key; the bytes depend on
-    the rows alone. A key that an earlier file holds too is rejected, an empty file left out. The
+    the rows alone. A key that an earlier file holds too is rejected, an empty file left out.
+    files: what else belongs into `out`, by name, such as pictures that the card shows. The
     manifest goes first and comes back last: a folder with a manifest is whole.
     Raises StageError when nothing was kept or in = kept + rejected does not hold.
     """
@@ -83,12 +85,13 @@ def write_parquet_folder(
         scale=scale,
     )
     _write_rejected(out / "rejected.parquet", dropped, stage)
-    for name, text in (
-        ("README.md", dataset_card(card, manifest, record)),
-        ("manifest.json", manifest.to_json()),
+    for name, data in (
+        *(files or {}).items(),
+        ("README.md", dataset_card(card, manifest, record).encode()),
+        ("manifest.json", manifest.to_json().encode()),
     ):
         with atomic_file(out / name) as file:
-            file.write(text.encode())
+            file.write(data)
     return manifest
 
 

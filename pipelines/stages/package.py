@@ -1,5 +1,6 @@
 """Stage `package`: datasets/3ae, the annotated adversarial examples as Hugging Face Parquet."""
 
+import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,7 +16,6 @@ from pipelines.params import Params
 from pipelines.pictures import read_manifest
 from pipelines.provenance import Manifest
 from pipelines.records import SPLITS, AnnotatedSample, build_record
-from pipelines.shards import atomic_file
 from pipelines.stages.common import Layout
 
 STAGE = "package"
@@ -39,7 +39,7 @@ def run_package(params: Params, layout: Layout) -> Manifest:
             shards[split] = [
                 _shard(own[start : start + size], images) for start in range(0, len(own), size)
             ]
-    manifest = write_parquet_folder(
+    return write_parquet_folder(
         layout.annotated,
         shards,
         record=AnnotatedSample,
@@ -49,9 +49,8 @@ def run_package(params: Params, layout: Layout) -> Manifest:
         scale=labels.scale,
         parameters={**params.package.model_dump(), "label_source": labels.scale.label_source},
         inputs={"labels": labels.content_sha256},
+        files={STRIP: _strip(rows, images)},
     )
-    _strip(layout, rows, images)
-    return manifest
 
 
 def _shard(
@@ -104,8 +103,8 @@ def _table(title: str, values: Sequence[str], rows: Sequence[dict[str, Any]], fi
     return "\n".join(lines)
 
 
-def _strip(layout: Layout, rows: Sequence[dict[str, Any]], images: Callable[[str], bytes]) -> None:
-    """Pairs above each other, photograph on top, evenly spread over the keys."""
+def _strip(rows: Sequence[dict[str, Any]], images: Callable[[str], bytes]) -> bytes:
+    """A JPEG of pairs above each other, photograph on top, evenly spread over the keys."""
     step = max(1, len(rows) // STRIP_PAIRS)
     chosen = rows[::step][:STRIP_PAIRS]
     size = STRIP_WIDTH
@@ -115,5 +114,6 @@ def _strip(layout: Layout, rows: Sequence[dict[str, Any]], images: Callable[[str
             picture = Image.fromarray(decode_png(images(key)))
             picture.thumbnail((size - 4, size - 4))
             strip.paste(picture, (i * size + 2, j * size + 2))
-    with atomic_file(layout.annotated / STRIP) as file:
-        strip.save(file, "JPEG", quality=85)
+    file = io.BytesIO()
+    strip.save(file, "JPEG", quality=85)
+    return file.getvalue()

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -7,6 +8,7 @@ import pytest
 import tiny
 import yaml
 from datasets import load_dataset
+from test_hub import stated
 
 from pipelines import cli
 from pipelines.errors import InputError, StageError
@@ -14,7 +16,9 @@ from pipelines.export import export_webdataset
 from pipelines.images import decode_png
 from pipelines.params import Annotate
 from pipelines.provenance import Manifest
+from pipelines.publishable import check
 from pipelines.records import AnnotatedSample
+from pipelines.responsible import published_card
 from pipelines.shards import ShardIndex
 from pipelines.stages.annotate import human_labels, run_annotate
 from pipelines.stages.curate import run_curate
@@ -226,6 +230,31 @@ def test_card_says_what_is_in_it(packaged):
     line = next(line for line in text.splitlines() if line.startswith("| degraded |"))
     assert f"| {degraded} | {100 * degraded / len(rows):.1f} % |" in line
     assert (packaged.layout.annotated / "samples.jpg").stat().st_size < 100_000
+
+
+def test_published_card_shows_pictures_that_are_published(packaged, tmp_path):
+    folder = stated(packaged.copy(tmp_path / "p").layout.annotated, label_source="simulated")
+    publishable = check(folder, allow_simulated=True)
+    card = published_card(publishable, (folder / "README.md").read_text(), "0")
+    assert re.findall(r"!\[[^\]]+\]\((.+?)\)", card) == ["samples.jpg"]
+    assert "samples.jpg" in publishable.files
+    (folder / "samples.jpg").unlink()
+    with pytest.raises(InputError, match=r"its card shows samples\.jpg, which is not published"):
+        check(folder, allow_simulated=True)
+
+
+def test_a_folder_with_a_manifest_has_its_strip(packaged, tmp_path):
+    own = packaged.copy(tmp_path / "p")
+    params = own.params(**LOOSE, annotate__labels="simulated")
+    strip = own.layout.annotated / "samples.jpg"
+    strip.unlink()
+    strip.mkdir()  # no file can take its place
+    with pytest.raises(OSError, match="samples"):
+        run_package(params, own.layout)
+    assert not (own.layout.annotated / "manifest.json").exists()
+    strip.rmdir()
+    run_package(params, own.layout)
+    assert strip.stat().st_mtime_ns <= (own.layout.annotated / "manifest.json").stat().st_mtime_ns
 
 
 def test_package_gives_the_same_bytes_again(packaged, tmp_path):
