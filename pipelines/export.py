@@ -13,6 +13,7 @@ from pipelines.errors import InputError
 from pipelines.pictures import read_manifest
 from pipelines.provenance import ShardInfo
 from pipelines.shards import atomic_file, tar_blocks
+from pipelines.workfolder import check_out
 
 BATCH = 64  # rows in memory
 
@@ -22,13 +23,19 @@ def export_webdataset(folder: Path, out: Path) -> list[ShardInfo]:
 
     The card comes along under another name (it declares Parquet files); the manifest of the
     source says what the shards were made from. Rows keep their order, so the bytes are the same
-    again. Raises InputError where `folder` is no finished Parquet data set.
+    again; tars of an earlier export go. Raises InputError where `folder` is no finished Parquet
+    data set, and where `out` is a data set itself, whose shards would go too.
     """
     manifest = read_manifest(folder, "package")
     files = [folder / "data" / name for name in manifest.shards]
     if not files or any(file.suffix != ".parquet" for file in files):
         raise InputError(f"{folder} must be a data set of Parquet files, got {manifest.stage}")
-    (out / "data").mkdir(parents=True, exist_ok=True)
+    if (out / "manifest.json").exists():
+        raise InputError(f"out must be no data set itself, got {out} with a manifest.json")
+    check_out(out)
+    (out / "source-manifest.json").unlink(missing_ok=True)
+    for stale in (out / "data").glob("*.tar"):
+        stale.unlink()
     infos = [_export(file, out / "data" / f"{_short(file.stem)}.tar") for file in files]
     (out / "source-card.md").write_bytes((folder / "README.md").read_bytes())
     (out / "source-manifest.json").write_text(manifest.to_json(), encoding="utf-8")

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import re
@@ -7,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import yaml
-from datasets import load_dataset
+from datasets import Features, Image, List, Value, load_dataset
 from test_hub import stated
 
 from pipelines import cli
@@ -17,7 +18,7 @@ from pipelines.images import decode_png
 from pipelines.params import Annotate
 from pipelines.provenance import Manifest
 from pipelines.publishable import check
-from pipelines.records import AnnotatedSample
+from pipelines.records import SPLITS, AnnotatedSample
 from pipelines.responsible import published_card
 from pipelines.shards import ShardIndex
 from pipelines.stages.annotate import human_labels, run_annotate
@@ -191,12 +192,20 @@ def test_load_dataset_opens_it(packaged, tmp_path, streaming):
     folder = packaged.layout.annotated
     data = load_dataset(str(folder), streaming=streaming, cache_dir=str(tmp_path))
     front = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
-    declared = [feature["name"] for feature in front["dataset_info"]["features"]]
+    declared = Features._from_yaml_list(front["dataset_info"]["features"])
+    assert list(declared) == ["adversarial", "clean", *AnnotatedSample.model_fields]
+    types = {"adversarial": Image(), "weights": List(Value("float64")), "verdict": Value("string")}
+    types |= {"mos": Value("float64"), "n_votes": Value("int64"), "photograph": Value("string")}
+    assert {name: declared[name] for name in types} == types
     expected = labels(packaged)
     clean = ShardIndex(packaged.layout.clean)
     seen = {}
     for split, rows in data.items():
-        assert list(rows.features) == declared
+        assert rows.features == declared
+        # The files say the same without the card.
+        files = {split: str(folder / "data" / f"{split}-*.parquet")}
+        alone = load_dataset("parquet", data_files=files, split=split, streaming=True)
+        assert alone.features == declared
         for row in rows:
             assert row["split"] == split
             seen[row["key"]] = row
@@ -230,6 +239,19 @@ def test_card_says_what_is_in_it(packaged):
     line = next(line for line in text.splitlines() if line.startswith("| degraded |"))
     assert f"| {degraded} | {100 * degraded / len(rows):.1f} % |" in line
     assert (packaged.layout.annotated / "samples.jpg").stat().st_size < 100_000
+    assert "![Pairs of a photograph and its adversarial example](samples.jpg)" in text
+    assert f"{len(rows)} samples came in, {len(rows)} were kept, 0 were rejected" in text
+    splits = [split for split in SPLITS if any(row["split"] == split for row in rows)]
+    assert len(splits) > 1
+    for split in splits:
+        assert f"| {split} | {sum(row['split'] == split for row in rows)} |" in text.splitlines()
+    for field in ("verdict", "victim", "mode"):
+        assert f"| {field} | {' | '.join(splits)} | all | share |" in text
+        for value in {row[field] for row in rows}:
+            own = [row["split"] for row in rows if row[field] == value]
+            counts = " | ".join(str(own.count(split)) for split in splits)
+            share = f"{100 * len(own) / len(rows):.1f} %"
+            assert f"| {value} | {counts} | {len(own)} | {share} |" in text.splitlines()
 
 
 def test_published_card_shows_pictures_that_are_published(packaged, tmp_path):
@@ -284,6 +306,38 @@ def test_export_webdataset(packaged, tmp_path):
         np.testing.assert_array_equal(np.asarray(row["clean.png"].convert("RGB")), stored)
     again = export_webdataset(packaged.layout.annotated, tmp_path / "again")
     assert [shard.sha256 for shard in again] == [shard.sha256 for shard in shards]
+
+
+def test_export_leaves_nothing_of_an_earlier_one(packaged, tmp_path):
+    out = tmp_path / "out"
+    export_webdataset(packaged.layout.annotated, out)
+    (out / "data" / "train-00099.tar").write_bytes(b"of a larger set")
+    shards = export_webdataset(packaged.layout.annotated, out)
+    assert {p.name for p in (out / "data").iterdir()} == {shard.name for shard in shards}
+
+
+def test_export_keeps_the_shards_of_a_data_set(packaged, tmp_path):
+    clean = packaged.copy(tmp_path / "p").layout.clean
+    before = sorted((clean / "data").iterdir())
+    with pytest.raises(InputError, match=r"out must be no data set itself, got .*clean"):
+        export_webdataset(packaged.layout.annotated, clean)
+    assert sorted((clean / "data").iterdir()) == before
+
+
+def test_export_command(packaged, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["export", str(packaged.layout.annotated), str(out), "--format", "webdataset"]
+    assert cli.run(lambda: cli.app([*command, "--json"])) == 0
+    told = json.loads(capsys.readouterr().out)["shards"]
+    found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (out / "data").iterdir()}
+    assert {shard["name"]: shard["sha256"] for shard in told} == found
+    count = len(labels(packaged))
+    assert sum(shard["samples"] for shard in told) == count
+    assert Manifest.model_validate_json((out / "source-manifest.json").read_text()) == (
+        Manifest.read(packaged.layout.annotated)
+    )
+    assert cli.run(lambda: cli.app(command)) == 0
+    assert capsys.readouterr().out == f"{out}: {count} samples in {len(found)} shards\n"
 
 
 def test_export_refuses_other_folders_and_formats(packaged, tmp_path, capsys):
