@@ -2,8 +2,11 @@ import math
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
 from pipelines.campaign import (
@@ -21,7 +24,7 @@ from pipelines.campaign import (
 from pipelines.errors import InputError
 from pipelines.images import decode_png, encode_png
 from pipelines.label_studio import LabelStudio, from_environment
-from pipelines.votes import SCHEMA, read_votes, votes_of_task
+from pipelines.votes import SCHEMA, VERDICTS, read_votes, votes_of_task
 
 PLAN = Plan("Campaign", 3, 0.1, 0.2, ("blur",), 0)
 PAIRS = [Pair(f"{i:016x}", f"{i + 1000:016x}") for i in range(200)]
@@ -104,6 +107,25 @@ def test_names_of_the_page():
     assert names_in(label_config(()))["artefacts"] == set()
 
 
+def answers(score=5.0):
+    return [
+        {"from_name": "score", "value": {"number": score}},
+        {"from_name": "verdict", "value": {"choices": ["degraded"]}},
+    ]
+
+
+def stored(result, **more):
+    """An annotation as the server gives it."""
+    vote = {"id": 1, "completed_by": 4, "created_at": "x", "lead_time": 1.0, "result": result}
+    return {**vote, **more}
+
+
+def read_task(*annotations):
+    meta = {"task": "a", "key": "a", "kind": "item", "expected": None, "left": "original"}
+    task = {"id": 1, "meta": {"veneer": meta}, "annotations": annotations}
+    return list(votes_of_task(task, [], "server", names_in(label_config(("blur",))), {}))
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
@@ -120,17 +142,70 @@ def test_names_of_the_page():
     ],
 )
 def test_scores_are_checked(value, reason):
-    result = [
-        {"from_name": "score", "value": {"number": value}},
-        {"from_name": "verdict", "value": {"choices": ["degraded"]}},
-    ]
-    meta = {"task": "a", "key": "a", "kind": "item", "expected": None, "left": "original"}
-    vote = {"id": 1, "completed_by": 4, "created_at": "x", "lead_time": 1.0, "result": result}
-    task = {"id": 1, "meta": {"veneer": meta}, "annotations": [vote]}
-    known = names_in(label_config(("blur",)))
-    (row,) = votes_of_task(task, [], "server", known, {})
+    (row,) = read_task(stored(answers(value)))
     assert row["reason"] is None if reason is None else reason in row["reason"]
     assert row["verdict"] == "degraded"
+
+
+def test_vote_of_a_deleted_user_is_listed_and_does_not_count():
+    gone, there = stored(answers(), completed_by=None), stored(answers(), id=2)
+    rows = read_task(gone, there)
+    assert [(r["annotator"], r["reason"]) for r in rows] == [
+        ("unknown", "unknown annotator"),
+        ("4", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        ({}, "no score"),
+        ("x", "result is no list of answers"),
+        (["x"], "result is no list of answers"),
+        ([{"from_name": ["score"]}], "unknown name ['score']"),
+        ([{"from_name": "verdict", "value": ["degraded"]}], "is no answer"),
+        ([{"from_name": "verdict", "value": {"choices": [["degraded"]]}}], "unknown verdict"),
+        ([{"from_name": "verdict", "value": {"choices": []}}], "no verdict"),
+        ([{"from_name": "artefacts", "value": {"choices": [{}]}}], "unknown artefacts {}"),
+        ([{"from_name": "score", "value": {"number": 10**400}}], "score inf is not in [0, 10]"),
+        ([{"from_name": "score", "value": {"number": -(10**400)}}], "score -inf is not in"),
+        ([{"from_name": "score", "value": {"number": "9" * 999}}], "is no number"),
+    ],
+)
+def test_malformed_results_end_in_a_reason(result, reason):
+    (row,) = read_task(stored(result))
+    assert reason in row["reason"]
+    assert len(row["reason"]) < 100
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+PART = st.fixed_dictionaries(
+    {},
+    optional={
+        "from_name": st.sampled_from(["score", "verdict", "artefacts"]) | JSON,
+        "value": JSON
+        | st.fixed_dictionaries({"number": JSON | st.sampled_from([0, 5.5, 10, 10**400])})
+        | st.fixed_dictionaries(
+            {"choices": JSON | st.lists(st.sampled_from([*VERDICTS, "blur"]) | JSON, max_size=2)}
+        ),
+    },
+)
+
+
+@given(JSON | st.lists(PART | JSON, max_size=4))
+def test_any_json_is_a_valid_vote_or_has_a_reason(result):
+    (row,) = read_task(stored(result))
+    pa.Table.from_pylist([row], schema=SCHEMA)
+    assert set(row["artefacts"]) <= {"blur"}
+    if row["reason"] is None:
+        assert row["score"] in np.arange(0, 10.5, 0.5)
+        assert row["verdict"] in VERDICTS
+    else:
+        assert 0 < len(row["reason"]) < 100
 
 
 def test_no_votes_and_wrong_tables(tmp_path):
