@@ -84,6 +84,12 @@ def annotation_table(report: dict[str, Any]) -> str:
     for name, found in report["agreement"].items():
         interval = f"[{_number(found['low'], 3)}, {_number(found['high'], 3)}]"
         lines.append(f"{name} {_number(found['value'], 3)} {interval}")
+    screening = report["screening"]
+    if screening["on"]:
+        lines.append(
+            f"ITU-R BT.500 could judge {screening['bt500_images']} of {screening['images']} images "
+            "(those with six or more votes)"
+        )
     lines += [
         "",
         "| annotator | votes | bias | correlation | gold % | repeat difference | screened |",
