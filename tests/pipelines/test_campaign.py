@@ -1,5 +1,8 @@
 import math
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +24,12 @@ from pipelines.campaign import (
     task_batches,
     task_images,
 )
-from pipelines.errors import InputError
+from pipelines.errors import InputError, StageError
 from pipelines.images import decode_png, encode_png
 from pipelines.label_studio import LabelStudio, from_environment
+from pipelines.params import load_params
+from pipelines.stages.campaign import push_campaign
+from pipelines.stages.common import Layout
 from pipelines.votes import SCHEMA, VERDICTS, read_votes, votes_of_task
 
 PLAN = Plan("Campaign", 3, 0.1, 0.2, ("blur",), 0)
@@ -217,8 +223,6 @@ def test_no_votes_and_wrong_tables(tmp_path):
 
 
 def test_the_tracked_table_of_votes_has_the_schema():
-    from pathlib import Path
-
     assert read_votes(Path(__file__).parents[2] / "annotations" / "3ae.parquet").schema.names
 
 
@@ -232,3 +236,94 @@ def test_no_token(monkeypatch):
     monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
     with pytest.raises(InputError, match="LABEL_STUDIO_API_KEY must be an access token"):
         from_environment()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "urls must have columns key and url, got none"),
+        ("key,address\n", "urls must have columns key and url, got key, address"),
+        ("key,url\na,https://x\nb,\n", "urls must have an address in each row, got none for 'b'"),
+        ("key,url\nb,  \n", "urls must have an address in each row, got none for 'b'"),
+        ("key,url\nb\n", "urls must have an address in each row, got none for 'b'"),
+    ],
+)
+def test_addresses_are_checked_before_anything_is_sent(tmp_path, monkeypatch, text, reason):
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "x")
+    path = tmp_path / "urls.csv"
+    path.write_text(text)
+    params = load_params(Path(__file__).parents[2] / "params.yaml")
+    with pytest.raises(InputError) as told:
+        push_campaign(params, Layout(tmp_path), urls=path)
+    assert str(told.value) == reason
+
+
+# A server that answers wrongly. The real one is in test_annotation.py.
+
+PERSONAL = "header.payload.signature"
+
+
+@pytest.fixture
+def answering():
+    """An address that gives every request the same answer: set status, headers and body."""
+
+    class Answer(BaseHTTPRequestHandler):
+        status, body, location = 200, b"", None
+
+        def answer(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(self.status)
+            if self.location is not None:
+                self.send_header("Location", self.location.replace("PATH", self.path))
+            self.send_header("Content-Length", str(len(self.body)))
+            self.end_headers()
+            self.wfile.write(self.body)
+
+        do_GET = do_POST = answer
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        Answer.url = f"http://127.0.0.1:{server.server_port}"
+        yield Answer
+        server.shutdown()
+
+
+@pytest.mark.parametrize("token", ["legacy", PERSONAL])
+@pytest.mark.parametrize("base", ["https://labels.example", "https://labels.example/studio"])
+def test_redirect_names_the_address_to_use(answering, token, base):
+    answering.status, answering.location = 301, f"{base}PATH"
+    with pytest.raises(InputError) as told:
+        list(LabelStudio(answering.url, token).projects())
+    assert str(told.value) == (
+        "LABEL_STUDIO_URL must be the address where the server answers, got "
+        f"{answering.url}, which redirects to {base}: use that"
+    )
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>"])
+def test_a_page_that_is_no_json(answering, body):
+    answering.body = body
+    with pytest.raises(InputError, match="must be a Label Studio server, got a page"):
+        list(LabelStudio(answering.url, "legacy").projects())
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "reason"),
+    [
+        (401, b"{}", InputError, r"must be a valid token of .* refused it \(401, sent as personal"),
+        (403, b"{}", InputError, r"must be a valid token of .* refused it \(403, sent as personal"),
+        (500, b"{}", StageError, r"failed on POST /api/token/refresh/ \(500"),
+        (503, b"<html>", StageError, r"failed on POST /api/token/refresh/ \(503"),
+        (200, b"<html>", StageError, "gave no access token on POST"),
+        (200, b"[]", StageError, "gave no access token on POST"),
+        (200, b'{"access": null}', StageError, "gave no access token on POST"),
+    ],
+)
+def test_only_a_refused_token_is_called_wrong(answering, status, body, kind, reason):
+    answering.status, answering.body = status, body
+    with pytest.raises(kind, match=reason) as told:
+        list(LabelStudio(answering.url, PERSONAL).projects())
+    assert PERSONAL not in str(told.value)
