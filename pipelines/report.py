@@ -133,6 +133,11 @@ def campaign_table(told: dict[str, Any]) -> str:
         "| --- | --: | --: |",
     ]
     lines += [f"| {n} | {p['votes']} | {p['skipped']} |" for n, p in told["annotators"].items()]
+    if told["invalid"]:
+        lines.append(
+            f"\n{told['invalid']} votes do not count (`veneer annotate pull` says why): deleted on "
+            "the server, they are asked for again"
+        )
     if told["foreign"]:
         lines.append(f"\n{told['foreign']} tasks were not made by push and are left alone")
     return "\n".join(lines)
