@@ -10,23 +10,26 @@ import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from pipelines.campaign import (
     Image,
+    Links,
     LocalFiles,
     Plan,
     Storage,
     Task,
     label_config,
     names_in,
+    renewed,
     task_batches,
 )
 from pipelines.errors import InputError
 from pipelines.label_studio import LabelStudio, Refused
-from pipelines.votes import cursors_of, read_votes, votes_of_task, write_votes
+from pipelines.votes import cursors_of, read_votes, valid, voter, votes_of_task, write_votes
 
 MARK = "veneer-campaign"
 OVERLAP = timedelta(seconds=60)  # votes may be committed a little out of order
@@ -44,8 +47,9 @@ def push(
 ) -> dict[str, Any]:
     """Create or update the project and import those of `tasks` that are not there.
 
-    Tasks that an interrupted import left twice are reduced to one (the one with votes). Returns:
-    project, counts of tasks, added, there before, removed duplicates.
+    Tasks that an interrupted import left twice are reduced to one (the one with votes). With
+    `Links` those that are there get the addresses of today, for presigned ones expire. Returns:
+    project, counts of tasks, added, there before, with new addresses, removed duplicates.
     """
     if not tasks:
         raise InputError("tasks must not be empty, got none")
@@ -54,16 +58,22 @@ def push(
         _connect_folder(server, project["id"], storage)
     there, removed = _existing(server, project["id"])
     missing = [task for task in tasks if task.name not in there]
+    readdressed = 0
+    if there and isinstance(storage, Links):
+        readdressed = _readdress(server, project["id"], tasks, storage)
     report(len(tasks) - len(missing))
     for batch in task_batches(missing, image, storage):
         server.add_tasks(project["id"], batch)
         report(len(batch))
+    if missing:  # a request of a push that was killed may have arrived since the tasks were listed
+        removed += _existing(server, project["id"])[1]
     return {
         "project": project["id"],
         "url": f"{server.url}/projects/{project['id']}",
         "tasks": len(tasks),
         "added": len(missing),
         "there": len(tasks) - len(missing),
+        "readdressed": readdressed,
         "duplicates_removed": removed,
     }
 
@@ -86,6 +96,24 @@ def _existing(server: LabelStudio, project: int) -> tuple[set[str], int]:
     for number in twice:
         server.request("DELETE", f"/api/tasks/{number}/")
     return set(found), len(twice)
+
+
+def _readdress(server: LabelStudio, project: int, tasks: Sequence[Task], links: Links) -> int:
+    """Give those of `tasks` that are there the addresses of today; says how many had others."""
+    ours = {task.name: task for task in tasks}
+    count = 0
+    for old in server.tasks(project, ("id", "meta", "data"), votes=False):
+        task = ours.get(_ours(old) or "")
+        if task is None:
+            continue
+        about = old["meta"]["veneer"]  # the sides stay as they are shown, also under another seed
+        data = renewed(
+            replace(task, left=about["left"], expected=about["expected"]), old["data"], links
+        )
+        if data != old["data"]:
+            server.request("PATCH", f"/api/tasks/{old['id']}/", json={"data": data})
+            count += 1
+    return count
 
 
 def _ours(task: Mapping[str, Any]) -> str | None:
@@ -192,14 +220,18 @@ def _require(server: LabelStudio, name: str) -> dict[str, Any]:
 
 
 def status(server: LabelStudio, name: str) -> dict[str, Any]:
-    """Progress of a campaign: tasks by kind, finished ones, votes per annotator."""
+    """Progress of a campaign: tasks by kind, finished ones, votes per annotator.
+
+    Finished is what has as many votes that count as the campaign wants.
+    """
     project = _require(server, name)
     addresses = server.users()
-    people: dict[int, Counter[str]] = {}
+    known = names_in(project["label_config"])
+    people: dict[int | None, Counter[str]] = {}
     counts: Counter[str] = Counter()
     for task in server.tasks(
         project["id"],
-        ("id", "meta", "annotations", "draft_exists", "completed_by", "was_cancelled"),
+        _PULLED,
     ):
         if _ours(task) is None:
             counts["foreign"] += 1
@@ -208,26 +240,30 @@ def status(server: LabelStudio, name: str) -> dict[str, Any]:
         votes = 0
         for vote in task["annotations"]:
             state = "skipped" if vote["was_cancelled"] else "votes"
-            people.setdefault(vote["completed_by"], Counter())[state] += 1
+            people.setdefault(voter(vote), Counter())[state] += 1
             votes += state == "votes"
+        good = len(valid(votes_of_task(task, [], server.url, known, {})))
         counts["votes"] += votes
+        counts["invalid"] += votes - good
         counts["drafts"] += bool(task["draft_exists"])
-        counts["finished"] += votes >= project["maximum_annotations"]
+        counts["finished"] += good >= project["maximum_annotations"]
     return {
         "project": project["id"],
         "title": project["title"],
         "url": f"{server.url}/projects/{project['id']}",
         "votes_wanted": project["maximum_annotations"],
         **{n: counts[n] for n in ("item", "repeat", "gold", "foreign", "finished", "votes")},
+        "invalid": counts["invalid"],
         "drafts": counts["drafts"],
         "annotators": {
-            addresses.get(number, f"user {number}"): {
-                "votes": own["votes"],
-                "skipped": own["skipped"],
-            }
-            for number, own in sorted(people.items())
+            _called(number, addresses): {"votes": own["votes"], "skipped": own["skipped"]}
+            for number, own in sorted(people.items(), key=lambda p: (p[0] is None, p[0]))
         },
     }
+
+
+def _called(number: int | None, addresses: Mapping[int, str]) -> str:
+    return "unknown" if number is None else addresses.get(number, f"user {number}")
 
 
 _PULLED = (
@@ -266,22 +302,26 @@ def pull(server: LabelStudio, name: str, path: Path, *, everything: bool = False
             if task["draft_exists"]:  # the list of tasks shows nobody the drafts of others
                 drafts = server.request("GET", f"/api/tasks/{task['id']}/drafts")
             changed[task["id"]] = list(votes_of_task(task, drafts, label, known, users))
-    rows = [
-        row
-        for row in before.to_pylist()
-        if row["server"] != label
-        # Drafts leave no trace in a task's time of change: they are listed anew each time.
-        or (not everything and row["task_id"] not in changed and row["annotation_id"] >= 0)
-    ]
+    stored = before.to_pylist()
     fetched = [row for votes in changed.values() for row in votes]
-    new = len({(r["server"], r["annotation_id"]) for r in fetched} - _ids(before))
+    again = {_vote(row) for row in fetched}
+    rows = []
+    for row in stored:
+        if row["server"] != label:
+            if _vote(row) not in again:
+                rows.append(row)
+            else:  # the server had another address then
+                cursors.pop(row["server"], None)
+        # Drafts leave no trace in a task's time of change: they are listed anew each time.
+        elif not everything and row["task_id"] not in changed and row["annotation_id"] >= 0:
+            rows.append(row)
     rows += fetched
     reasons = Counter(row["reason"] for row in rows if row["reason"] is not None)
     if latest:
         cursors[label] = latest
     return {
         "tasks_read": len(changed),
-        "new": new,
+        "new": len(again - {_vote(row) for row in stored}),
         "votes": len(rows),
         "valid": len(rows) - reasons.total(),
         "invalid": dict(sorted(reasons.items())),
@@ -289,9 +329,9 @@ def pull(server: LabelStudio, name: str, path: Path, *, everything: bool = False
     }
 
 
-def _ids(table: Any) -> set[tuple[str, int]]:
-    columns = (table["server"].to_pylist(), table["annotation_id"].to_pylist())
-    return set(zip(*columns, strict=True))
+def _vote(row: Mapping[str, Any]) -> tuple[int, str]:
+    """What tells a vote, whatever address its server has."""
+    return row["annotation_id"], row["created_at"]
 
 
 def _changed_tasks(

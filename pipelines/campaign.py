@@ -131,16 +131,25 @@ def plan_tasks(pairs: Iterable[Pair], plan: Plan) -> list[Task]:
     return sorted(tasks, key=lambda task: sample_seed(plan.seed, "tasks", task.name))
 
 
+def _picture_names(task: Task) -> dict[str, str]:
+    """Name of the "original" and the "changed" picture of a task."""
+    changed = task.pair.key
+    if task.kind == "gold":
+        changed = task.pair.parent if task.expected == "unchanged" else f"{task.pair.key}-g"
+    return {"original": task.pair.parent, "changed": changed}
+
+
 def task_images(task: Task, image: Image) -> dict[str, tuple[str, bytes]]:
     """Name and PNG of the "original" and the "changed" picture of a task."""
-    original = (task.pair.parent, image(task.pair.parent))
+    names = _picture_names(task)
+    original = (names["original"], image(task.pair.parent))
     if task.kind != "gold":
-        return {"original": original, "changed": (task.pair.key, image(task.pair.key))}
+        return {"original": original, "changed": (names["changed"], image(task.pair.key))}
     if task.expected == "unchanged":
         return {"original": original, "changed": original}
     pixels = decode_png(original[1])
     spoiled = DISTORTIONS["blur"](pixels, 1.0, np.random.default_rng(0))
-    return {"original": original, "changed": (f"{task.pair.key}-g", encode_png(spoiled))}
+    return {"original": original, "changed": (names["changed"], encode_png(spoiled))}
 
 
 @dataclass(frozen=True)
@@ -178,11 +187,15 @@ class Links:
 
     def address(self, name: str, data: bytes) -> str:
         """What the task holds for an image."""
-        if name in self.known:
-            return self.known[name]
-        if self.template is None:
+        found = self.find(name)
+        if found is None:
             raise InputError(f"urls must have an address for image {name}, got none")
-        return self.template.replace("{key}", name)
+        return found
+
+    def find(self, name: str) -> str | None:
+        """Address of an image, where it has one."""
+        made = None if self.template is None else self.template.replace("{key}", name)
+        return self.known.get(name, made)
 
 
 Storage = Inline | LocalFiles | Links
@@ -198,6 +211,18 @@ def export_images(tasks: Iterable[Task], image: Image, out: Path) -> int:
     return len(names)
 
 
+def renewed(task: Task, data: Mapping[str, Any], links: Links) -> dict[str, Any]:
+    """`data` of a task that was pushed before, with the addresses of today where there are any."""
+    names = _picture_names(task)
+    roles = {"left": task.left, "right": _other(task.left)}
+    found = {side: links.find(names[role]) for side, role in roles.items()}
+    return {**data, **{side: address for side, address in found.items() if address is not None}}
+
+
+def _other(role: str) -> str:
+    return "original" if role == "changed" else "changed"
+
+
 def task_batches(
     tasks: Sequence[Task], image: Image, storage: Storage
 ) -> Iterator[list[dict[str, Any]]]:
@@ -206,9 +231,8 @@ def task_batches(
     size = 0
     for task in tasks:
         pictures = task_images(task, image)
-        right = "original" if task.left == "changed" else "changed"
         data = {}
-        for side, role in (("left", task.left), ("right", right)):
+        for side, role in (("left", task.left), ("right", _other(task.left))):
             data[side] = storage.address(*pictures[role])
             data[f"{side}_title"] = role.upper()
             size += len(data[side])

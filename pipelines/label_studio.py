@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import requests
 
@@ -49,7 +50,7 @@ class LabelStudio:
         return f"LabelStudio({self.url!r})"
 
     def request(self, method: str, path: str, **arguments: Any) -> Any:
-        """JSON of an answer (None when empty). `path` starts with /api/."""
+        """JSON of an answer (None when it is empty). `path` starts with /api/."""
         if self._personal and "Authorization" not in self._session.headers:
             self._refresh()
         answer = self._send(method, path, **arguments)
@@ -57,20 +58,15 @@ class LabelStudio:
             self._refresh()
             answer = self._send(method, path, **arguments)
         if answer.status_code == 401:
-            raise self._refused()
+            raise self._refused(401)
         if answer.status_code == 403:
             raise InputError(f"{self.url} forbids {method} {path} to the user of {TOKEN}")
-        if answer.status_code >= 500:
-            raise StageError(
-                f"{self.url} failed on {method} {path} ({answer.status_code}: {_detail(answer)})"
-            )
-        if answer.status_code >= 400:
-            raise Refused(answer.status_code, _detail(answer), f"{self.url}{path}")
-        if not answer.content:
+        self._check(answer, method, path)
+        if not answer.content and method != "GET":
             return None
         try:
             return answer.json()
-        except json.JSONDecodeError:
+        except ValueError:
             raise InputError(
                 f"{URL} must be a Label Studio server, got a page that is no JSON from {self.url}"
             ) from None
@@ -93,17 +89,39 @@ class LabelStudio:
                     return answer
         raise AssertionError("unreachable")
 
+    def _check(self, answer: requests.Response, method: str, path: str) -> None:
+        status = answer.status_code
+        if 300 <= status < 400:  # not followed: a POST would arrive as a GET
+            target = urljoin(f"{self.url}{path}", answer.headers.get("Location", ""))
+            target = urlsplit(target)._replace(query="", fragment="").geturl()
+            raise InputError(
+                f"{URL} must be the address where the server answers, got {self.url}, which "
+                f"redirects to {target.removesuffix(path)}: use that"
+            )
+        if status >= 500:
+            raise StageError(f"{self.url} failed on {method} {path} ({status}: {_detail(answer)})")
+        if status >= 400:
+            raise Refused(status, _detail(answer), f"{self.url}{path}")
+
     def _refresh(self) -> None:
         self._session.headers.pop("Authorization", None)
-        answer = self._send("POST", "/api/token/refresh/", json={"refresh": self._token})
-        if answer.status_code != 200:
-            raise self._refused()
-        self._session.headers["Authorization"] = f"Bearer {answer.json()['access']}"
+        path = "/api/token/refresh/"
+        answer = self._send("POST", path, json={"refresh": self._token})
+        if answer.status_code in (401, 403):
+            raise self._refused(answer.status_code)
+        self._check(answer, "POST", path)
+        try:
+            access = answer.json()["access"]
+        except (ValueError, KeyError, TypeError):
+            access = None
+        if not (isinstance(access, str) and access.isascii() and access.isprintable()):
+            raise StageError(f"{self.url} gave no access token on POST {path}")
+        self._session.headers["Authorization"] = f"Bearer {access}"
 
-    def _refused(self) -> InputError:
+    def _refused(self, status: int) -> InputError:
         kind = "personal access token" if self._personal else "legacy token"
         return InputError(
-            f"{TOKEN} must be a valid token of {self.url}, which refused it (401, sent as "
+            f"{TOKEN} must be a valid token of {self.url}, which refused it ({status}, sent as "
             f"{kind}; legacy tokens may be switched off in the organisation's settings)"
         )
 
@@ -178,7 +196,7 @@ def _detail(answer: requests.Response) -> str:
     """What the server says in a line; never the request, which may hold images."""
     try:
         told = answer.json()
-    except json.JSONDecodeError:
+    except ValueError:
         return answer.reason or "no reason given"
     told = told if isinstance(told, dict) else {"detail": told}
     errors = told.get("validation_errors") or told.get("detail")

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import t as student
 
 Measure = Callable[["Votes", "np.ndarray | None"], float]
+PANEL = 6  # votes on an image below which the screening of ITU-R BT.500 cannot reject anybody
 FEW = 10  # images shared with others below which a correlation says nothing
 
 
@@ -76,7 +77,7 @@ def bt500_outliers(votes: Votes) -> np.ndarray:
     Per image the votes are taken for normal when their kurtosis is in [2, 4], and a vote is far
     off when it is 2 (else sqrt 20) standard deviations from the mean. Rejected is who is far off
     in more than 5 % of their votes, and about as often above as below (|P - Q| < 0.3 (P + Q)):
-    unreliable, not merely strict. With fewer than six votes on an image no vote can be that far
+    unreliable, not merely strict. With fewer than PANEL votes on an image no vote can be that far
     off, so that the rule needs panels; for few votes per image see `low_correlation`.
     """
     seen = mean_opinions(votes)

@@ -87,6 +87,12 @@ def annotation_table(report: dict[str, Any]) -> str:
     for name, found in report["agreement"].items():
         interval = f"[{_number(found['low'], 3)}, {_number(found['high'], 3)}]"
         lines.append(f"{name} {_number(found['value'], 3)} {interval}")
+    screening = report["screening"]
+    if screening["on"]:
+        lines.append(
+            f"ITU-R BT.500 could judge {screening['bt500_images']} of {screening['images']} images "
+            "(those with six or more votes)"
+        )
     lines += [
         "",
         "| annotator | votes | bias | correlation | gold % | repeat difference | screened |",
@@ -130,6 +136,11 @@ def campaign_table(told: dict[str, Any]) -> str:
         "| --- | --: | --: |",
     ]
     lines += [f"| {n} | {p['votes']} | {p['skipped']} |" for n, p in told["annotators"].items()]
+    if told["invalid"]:
+        lines.append(
+            f"\n{told['invalid']} votes do not count (`veneer annotate pull` says why): deleted on "
+            "the server, they are asked for again"
+        )
     if told["foreign"]:
         lines.append(f"\n{told['foreign']} tasks were not made by push and are left alone")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ A vote that does not count stays in the table with the reason. People are number
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pipelines.shards import atomic_file
 LOW, HIGH, STEP = 0.0, 10.0, 0.5  # of a score
 VERDICTS = ("degraded", "unchanged", "enhanced")
 KINDS = ("item", "gold", "repeat")
+REPLACED = "replaced by a later vote of the annotator"
 CURSOR = b"veneer.cursor"  # JSON in the table's metadata: server and project -> last change seen
 
 SCHEMA = pa.schema(
@@ -105,16 +107,19 @@ def votes_of_task(
     }
     rows = []
     for annotation in sorted(task["annotations"], key=lambda a: a["id"]):
+        who = voter(annotation)
         row = {
             **common,
-            "annotator": str(_number(annotation["completed_by"])),
+            "annotator": "unknown" if who is None else str(who),
             "created_at": annotation["created_at"],
             "seconds": annotation["lead_time"],
             "annotation_id": annotation["id"],
+            **_read_result(annotation, known),
         }
-        rows.append({**row, **_read_result(annotation, known)})
-    _only_last(rows)
-    yield from rows
+        if who is None:
+            row["reason"] = "unknown annotator"
+        rows.append(row)
+    yield from only_last(rows)
     for draft in drafts:
         if draft.get("annotation") is None:
             yield {
@@ -128,46 +133,69 @@ def votes_of_task(
             }
 
 
-def _number(user: Any) -> int:
-    return int(user["id"] if isinstance(user, dict) else user)
+def voter(annotation: Mapping[str, Any]) -> int | None:
+    """Number of who voted; None where the server does not know: the user was deleted."""
+    user = annotation["completed_by"]
+    number = user.get("id") if isinstance(user, dict) else user
+    return number if isinstance(number, int) else None
 
 
-def _only_last(rows: list[dict[str, Any]]) -> None:
-    """Of several votes that count, by one person on one task, the last one does."""
-    last: dict[str, int] = {}
-    for i, row in enumerate(rows):
+def person(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Who voted: address of the server, whose projects share their users, and number there."""
+    return row["server"].partition(" project ")[0], row["annotator"]
+
+
+def only_last(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, where of several votes that count, by one person on one question, the last one
+    does: also in another task, or another project of the server, that asks it again."""
+    out = [dict(row) for row in rows]
+    last: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in sorted(out, key=lambda r: (r["created_at"], r["annotation_id"])):
         if row["reason"] is None:
-            if row["annotator"] in last:
-                rows[last[row["annotator"]]]["reason"] = "replaced by a later vote of the annotator"
-            last[row["annotator"]] = i
+            question = (*person(row), row["key"], row["kind"])
+            if question in last:
+                last[question]["reason"] = REPLACED
+            last[question] = row
+    return out
 
 
 def _read_result(annotation: Mapping[str, Any], known: Mapping[str, set[str]]) -> dict[str, Any]:
-    """score, verdict, artefacts and, where they do not count, the first reason."""
+    """score, verdict, artefacts and, where they do not count, the first reason.
+
+    The server checks no result that comes through its interface: any JSON may be in it.
+    """
     out: dict[str, Any] = {"score": None, "verdict": None, "artefacts": [], "reason": None}
     problems = ["skipped"] if annotation.get("was_cancelled") else []
+    parts = annotation.get("result") or []
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        problems.append("result is no list of answers")
+        parts = []
     seen = set()
-    for part in annotation.get("result") or []:
+    for part in parts:
         name, value = part.get("from_name"), part.get("value") or {}
-        if name not in known:
-            problems.append(f"unknown name {name!r}")
+        if not isinstance(name, str) or name not in known:
+            problems.append(f"unknown name {_short(name)}")
             continue
         if name in seen:
             problems.append(f"more than one {name}")
         seen.add(name)
-        if name == "score":
+        if not isinstance(value, dict):
+            problems.append(f"{name} {_short(value)} is no answer")
+        elif name == "score":
             out["score"], problem = _score(value.get("number"))
+            problems += [problem] if problem else []
         else:
             chosen = value.get("choices")
             chosen = chosen if isinstance(chosen, list) else [chosen]
-            odd = [c for c in chosen if c not in known[name]]
-            problem = f"unknown {name} {odd[0]!r}" if odd else None
-            if name == "verdict":
-                problem = problem or (None if len(chosen) == 1 else "more than one verdict")
-                out["verdict"] = None if problem else chosen[0]
+            own = [c for c in chosen if isinstance(c, str) and c in known[name]]
+            odd = [c for c in chosen if c not in own]
+            problems += [f"unknown {name} {_short(c)}" for c in odd]
+            if name == "artefacts":
+                out["artefacts"] = sorted(set(own))
+            elif len(chosen) == 1:
+                out["verdict"] = own[0] if own else None
             else:
-                out["artefacts"] = sorted(c for c in chosen if c in known[name])
-        problems += [problem] if problem else []
+                problems.append("more than one verdict" if chosen else "no verdict")
     problems += [f"no {name}" for name in ("score", "verdict") if name not in seen]
     out["reason"] = problems[0] if problems else None
     return out
@@ -175,12 +203,22 @@ def _read_result(annotation: Mapping[str, Any], known: Mapping[str, set[str]]) -
 
 def _score(value: Any) -> tuple[float | None, str | None]:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return None, f"score {value!r} is no number"
-    if not LOW <= value <= HIGH:
-        return float(value), f"score {value:g} is not in [{LOW:g}, {HIGH:g}]"
-    if (value / STEP) % 1:
-        return float(value), f"score {value:g} is no multiple of {STEP:g}"
-    return float(value), None
+        return None, f"score {_short(value)} is no number"
+    try:
+        score = float(value)
+    except OverflowError:  # whole numbers of JSON have no bounds
+        score = math.inf if value > 0 else -math.inf
+    if not LOW <= score <= HIGH:
+        kept = score if math.isfinite(score) else None
+        return kept, f"score {score:g} is not in [{LOW:g}, {HIGH:g}]"
+    if (score / STEP) % 1:
+        return score, f"score {score:g} is no multiple of {STEP:g}"
+    return score, None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def valid(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

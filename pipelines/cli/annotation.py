@@ -49,7 +49,7 @@ def push_command(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Create or update the project and add the tasks that are not there yet."""
+    """Create or update the project, add the tasks that are not there yet, renew addresses."""
     p, layout = setup(params, root)
     from pipelines.stages.campaign import export_campaign, push_campaign
 
@@ -60,7 +60,8 @@ def push_command(
     told = push_campaign(p, layout, urls=urls, force=force)
     text = (
         f"{told['url']}: {told['tasks']} tasks, {told['added']} added, {told['there']} there "
-        f"before, {told['duplicates_removed']} duplicates removed"
+        f"before, {told['readdressed']} with new addresses, {told['duplicates_removed']} "
+        "duplicates removed"
     )
     say(told, text, as_json)
 

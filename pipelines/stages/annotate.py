@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pipelines.candidates import read_candidates
 from pipelines.errors import InputError, StageError
 from pipelines.opinion import (
+    PANEL,
     Opinions,
     Votes,
     biases,
@@ -33,7 +34,7 @@ from pipelines.records import AnnotatedSample, arrow_schema
 from pipelines.shards import atomic_file
 from pipelines.stages.common import Layout
 from pipelines.stages.curate import REJECTED, REJECTED_SCHEMA, TABLE
-from pipelines.votes import HIGH, LOW, read_votes
+from pipelines.votes import HIGH, LOW, only_last, person, read_votes
 
 STAGE = "annotate"
 LABEL_SCHEMA = arrow_schema(AnnotatedSample)
@@ -47,6 +48,7 @@ MODEL = (
 )
 
 Row = dict[str, Any]
+Person = tuple[str, str]  # address of the server, number there
 
 
 def run_annotate(params: Params, layout: Layout) -> dict[str, Any]:
@@ -113,12 +115,13 @@ def human_labels(
     """Labels, rejects and report of a campaign.
 
     Scores of 0 to 10 are laid on the scale of the photographs. Votes of repeated and of gold items
-    tell about annotators, not about images.
+    tell about annotators, not about images. Nobody votes twice on an image: the last vote counts.
     """
+    votes = only_last(votes)
     place = {row["key"]: i for i, row in enumerate(rows)}
     counted = [v for v in votes if v["reason"] is None]
     items = [v for v in counted if v["kind"] == "item" and v["key"] in place]
-    people = sorted({v["annotator"] for v in counted}, key=lambda name: (len(name), name))
+    people = sorted({person(v) for v in counted}, key=lambda p: (len(p[1]), p[1], p[0]))
     every = _as_votes(items, place, people)
     screened = _screen(every, settings) if settings.screen else {}
     stays = ~np.isin(every.annotator, list(screened))
@@ -146,17 +149,22 @@ def human_labels(
             "of_no_candidate": sum(v["key"] not in place for v in counted),
             "screened_out": int((~stays).sum()),
         },
+        "screening": {
+            "on": settings.screen,
+            "images": int((np.bincount(every.image) > 0).sum()),
+            "bt500_images": int((np.bincount(every.image) >= PANEL).sum()),
+        },
         "agreement": _agreement(kept, settings.bootstrap, seed),
         "annotators": _annotators(every, people, screened, counted),
     }
     return labels, lost, report
 
 
-def _as_votes(items: Sequence[Row], place: Mapping[str, int], people: Sequence[str]) -> Votes:
-    number = {name: i for i, name in enumerate(people)}
+def _as_votes(items: Sequence[Row], place: Mapping[str, int], people: Sequence[Person]) -> Votes:
+    number = {who: i for i, who in enumerate(people)}
     return Votes(
         np.array([place[v["key"]] for v in items], np.int64),
-        np.array([number[v["annotator"]] for v in items], np.int64),
+        np.array([number[person(v)] for v in items], np.int64),
         np.array([v["score"] for v in items], np.float64),
     )
 
@@ -201,23 +209,24 @@ def _agreement(votes: Votes, resamples: int, seed: int) -> dict[str, Any]:
 
 
 def _annotators(
-    votes: Votes, people: Sequence[str], screened: Mapping[int, str], counted: Sequence[Row]
+    votes: Votes, people: Sequence[Person], screened: Mapping[int, str], counted: Sequence[Row]
 ) -> list[dict[str, Any]]:
     bias, correlation = biases(votes), correlations(votes)
     given = np.bincount(votes.annotator, minlength=len(people))
-    by_person: dict[str, list[Row]] = {name: [] for name in people}
+    by_person: dict[Person, list[Row]] = {who: [] for who in people}
     for vote in counted:
-        by_person[vote["annotator"]].append(vote)
+        by_person[person(vote)].append(vote)
+    servers = {address for address, _ in people}
     out = []
-    for i, name in enumerate(people):
-        own = by_person[name]
+    for i, (address, name) in enumerate(people):
+        own = by_person[address, name]
         gold = [v["verdict"] == v["expected"] for v in own if v["kind"] == "gold"]
         first = {v["key"]: v for v in own if v["kind"] == "item"}
         pairs = [(v, first[v["key"]]) for v in own if v["kind"] == "repeat" and v["key"] in first]
         seconds = [v["seconds"] for v in own if v["seconds"] is not None]
         out.append(
             {
-                "annotator": name,
+                "annotator": name if len(servers) == 1 else f"{name} of {address}",
                 "votes": int(given[i]),
                 "bias": _number(bias[i]) if i < len(bias) else None,
                 "correlation": _number(correlation[i]) if i < len(correlation) else None,

@@ -64,9 +64,13 @@ def _storage(params: Params, urls: Path | None) -> Storage:
 def _addresses(path: Path) -> dict[str, str]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+            reader = csv.DictReader(file)
+            rows, names = list(reader), reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"urls must be a readable CSV file, got {path} ({error})") from None
-    if rows and not {"key", "url"} <= rows[0].keys():
-        raise InputError(f"urls must have columns key and url, got {', '.join(rows[0])}")
-    return {row["key"]: row["url"] for row in rows}
+    if not {"key", "url"} <= set(names):
+        raise InputError(f"urls must have columns key and url, got {', '.join(names) or 'none'}")
+    for row in rows:
+        if not (row["url"] or "").strip():  # None: the row ends before the column
+            raise InputError(f"urls must have an address in each row, got none for {row['key']!r}")
+    return {row["key"]: row["url"].strip() for row in rows}

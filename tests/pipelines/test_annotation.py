@@ -1,13 +1,18 @@
 """Campaigns against a real Label Studio server: `make test-labelstudio`."""
 
+import contextlib
 import json
-import os
+import logging
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import label_studio_server
 import numpy as np
@@ -15,13 +20,16 @@ import pytest
 import requests
 import tiny
 
-from pipelines import annotation, campaign, cli
+from pipelines import annotation, campaign, cli, label_studio
 from pipelines.annotation import pull, push, status
 from pipelines.campaign import Inline, Links, LocalFiles, Pair, Plan, plan_tasks
+from pipelines.candidates import CandidateImages, read_pairs
 from pipelines.errors import InputError, StageError
 from pipelines.images import encode_png
 from pipelines.label_studio import LabelStudio
 from pipelines.opinion import Votes, mean_opinions
+from pipelines.report import campaign_table
+from pipelines.stages.curate import run_curate
 from pipelines.votes import read_votes, valid
 
 pytestmark = pytest.mark.labelstudio
@@ -31,6 +39,13 @@ pytestmark = pytest.mark.labelstudio
 def people(running) -> list[tuple[str, str]]:
     """Token and number of three annotators."""
     return [running.person(f"annotator{i}@example.com") for i in range(3)]
+
+
+@pytest.fixture(scope="session")
+def personal(running) -> str:
+    """A personal access token: the server makes one only once."""
+    running.call("POST", "/api/jwt/settings", json={"api_tokens_enabled": True})
+    return running.call("POST", "/api/token/")["token"]
 
 
 @pytest.fixture
@@ -127,7 +142,9 @@ def test_campaign_from_push_to_opinion_scores(running, server, people, plan, tmp
     assert b"example.com" not in before  # numbers, not addresses
 
     shown = status(server, plan.name)
-    assert (shown["item"], shown["finished"], shown["votes"]) == (40, 40, 120)
+    # Two tasks wait for a third vote that counts.
+    assert (shown["item"], shown["finished"], shown["votes"]) == (40, 38, 120)
+    assert shown["invalid"] == 2
     assert shown["annotators"]["annotator1@example.com"] == {"votes": 40, "skipped": 0}
 
 
@@ -212,15 +229,16 @@ def test_invalid_votes_are_listed_with_their_reasons(running, server, people, pl
     assert status(server, plan.name)["drafts"] == 1
 
 
-def test_pull_follows_what_changed(running, server, people, plan, tmp_path):
-    project = push(server, plan, plan_tasks(PAIRS[:4], plan), image, Inline())["project"]
+def test_pull_follows_what_changed(running, server, people, plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(annotation, "OVERLAP", annotation.timedelta(0))
+    project = push(server, plan, plan_tasks(PAIRS[:6], plan), image, Inline())["project"]
     numbers = list(numbers_on(server, project).values())
     made = [vote(running, people[0][0], number, score=1) for number in numbers]
     draft = running.call(
         "POST", f"/api/tasks/{numbers[0]}/drafts", people[1][0], json={"result": []}
     )
     file = tmp_path / "votes.parquet"
-    assert pull(server, plan.name, file)["votes"] == 5
+    assert pull(server, plan.name, file)["votes"] == 7
     url = f"/api/annotations/{made[0]['id']}/"
     part = {"from_name": "score", "to_name": "left", "type": "number", "value": {"number": 9}}
     running.call("PATCH", url, json={"result": [part, made[0]["result"][1]]})
@@ -228,7 +246,8 @@ def test_pull_follows_what_changed(running, server, people, plan, tmp_path):
     running.call("DELETE", f"/api/drafts/{draft['id']}/")
     vote(running, people[1][0], numbers[3], score=4)
     told = pull(server, plan.name, file)
-    assert (told["votes"], told["new"], told["changed"]) == (4, 1, True)
+    assert (told["votes"], told["new"], told["changed"]) == (6, 1, True)
+    assert told["tasks_read"] <= 4  # three that changed, and the last that was seen
     found = {row["annotation_id"]: row["score"] for row in read_votes(file).to_pylist()}
     assert found[made[0]["id"]] == 9
     assert made[1]["id"] not in found
@@ -297,6 +316,92 @@ def test_links(server, plan):
     assert held == {*known.values(), *(f"https://pictures.example/{key}.png" for key in rest)}
 
 
+def test_addresses_that_expired_are_renewed(running, server, people, plan, tmp_path):
+    plan = replace(plan, gold=0.5)
+    tasks = plan_tasks(PAIRS[:4], plan)
+    golds = {f"{task.pair.key}-g" for task in tasks if task.kind == "gold"}
+    every = {pair.key for pair in PAIRS[:4]} | {pair.parent for pair in PAIRS[:4]} | golds
+    old, new = ({key: f"https://p.example/{key}?at={day}" for key in every} for day in (1, 2))
+    project = push(server, plan, tasks, image, Links(None, old))["project"]
+    numbers = numbers_on(server, project)
+    vote(running, people[0][0], numbers[PAIRS[0].key])
+    before = {t["id"]: t for t in server.tasks(project, ("id", "data", "meta"), votes=False)}
+    told = push(server, plan, tasks, image, Links(None, new))
+    assert (told["readdressed"], told["added"]) == (len(tasks), 0)
+    for task in server.tasks(project, ("id", "data", "meta"), votes=False):
+        was = before[task["id"]]
+        expected = {k: v.replace("?at=1", "?at=2") for k, v in was["data"].items()}
+        assert (task["data"], task["meta"]) == (expected, was["meta"])
+    assert pull(server, plan.name, tmp_path / "v.parquet")["valid"] == 1
+    assert push(server, plan, tasks, image, Links(None, new))["readdressed"] == 0
+    some = {PAIRS[1].key: "https://p.example/other"}  # the rest is left alone
+    assert push(server, plan, tasks, image, Links(None, some))["readdressed"] == 1
+    # Another seed draws other sides; what annotators have before them stays.
+    other = plan_tasks(PAIRS[:4], replace(plan, seed=5))
+    mine = [t for t in other if t.name in numbers]
+    assert [t.left for t in mine] != [next(o for o in tasks if o.name == t.name).left for t in mine]
+    assert push(server, plan, mine, image, Links(None, {**new, **some}))["readdressed"] == 0
+
+
+class Late(LabelStudio):
+    """A request of a push that was killed arrives as the next push adds its tasks."""
+
+    def add_tasks(self, project, tasks):
+        super().add_tasks(project, tasks)
+        super().add_tasks(project, tasks)
+
+
+def test_tasks_of_a_request_that_arrives_late_do_not_stay_twice(running, plan):
+    late = Late(running.url, label_studio_server.TOKEN)
+    told = push(late, plan, plan_tasks(PAIRS[:3], plan), image, Inline())
+    assert (told["added"], told["duplicates_removed"]) == (3, 3)
+    assert len(names_on(late, told["project"])) == 3
+
+
+def test_votes_of_a_deleted_user(running, server, people, plan, tmp_path):
+    project = push(server, plan, plan_tasks(PAIRS[:2], plan), image, Inline())["project"]
+    made = [vote(running, people[0][0], n) for n in numbers_on(server, project).values()]
+    with contextlib.closing(sqlite3.connect(running.data / "label_studio.sqlite3")) as database:
+        command = "update task_completion set completed_by_id = null where id = ?"
+        database.execute(command, [made[0]["id"]])
+        database.commit()
+    told = pull(server, plan.name, tmp_path / "v.parquet")
+    assert (told["valid"], told["invalid"]) == (1, {"unknown annotator": 1})
+    shown = status(server, plan.name)
+    assert (shown["votes"], shown["invalid"], shown["finished"]) == (2, 1, 0)
+    assert shown["annotators"]["unknown"]["votes"] == 1
+
+
+def test_vote_that_does_not_count_finishes_nothing_and_may_be_deleted(
+    running, server, people, plan
+):
+    plan = replace(plan, votes=1)
+    project = push(server, plan, plan_tasks(PAIRS[:1], plan), image, Inline())["project"]
+    (number,) = numbers_on(server, project).values()
+    made = vote(running, people[0][0], number, score=55)
+    assert running.call("GET", f"/api/tasks/{number}")["is_labeled"]  # no longer offered
+    shown = status(server, plan.name)
+    assert (shown["votes"], shown["invalid"], shown["finished"]) == (1, 1, 0)
+    assert "1 votes do not count" in campaign_table(shown)
+    running.call("DELETE", f"/api/annotations/{made['id']}/")
+    assert not running.call("GET", f"/api/tasks/{number}")["is_labeled"]
+    vote(running, people[0][0], number, score=5)
+    assert status(server, plan.name)["finished"] == 1
+
+
+def test_a_server_that_moved_is_the_same_server(running, server, people, plan, tmp_path):
+    project = push(server, plan, plan_tasks(PAIRS[:2], plan), image, Inline())["project"]
+    one, two = numbers_on(server, project).values()
+    vote(running, people[0][0], one)
+    file = tmp_path / "v.parquet"
+    pull(server, plan.name, file)
+    vote(running, people[0][0], two)
+    moved = LabelStudio(running.url.replace("127.0.0.1", "localhost"), label_studio_server.TOKEN)
+    told = pull(moved, plan.name, file)
+    assert (told["votes"], told["new"]) == (2, 1)
+    assert all(row["server"].startswith(moved.url) for row in read_votes(file).to_pylist())
+
+
 # What goes wrong
 
 
@@ -314,15 +419,13 @@ def test_wrong_token(running, plan, token):
     assert token not in str(told.value)
 
 
-def test_personal_access_token(running, plan):
-    running.call("POST", "/api/jwt/settings", json={"api_tokens_enabled": True})
-    token = running.call("POST", "/api/token/")["token"]
-    assert token.count(".") == 2
-    server = LabelStudio(running.url, token)
+def test_personal_access_token(running, personal, plan):
+    assert personal.count(".") == 2
+    server = LabelStudio(running.url, personal)
     told = push(server, plan, plan_tasks(PAIRS[:2], plan), image, Inline())
     server._session.headers["Authorization"] = "Bearer expired"
     assert status(server, plan.name)["project"] == told["project"]
-    assert token not in repr(server)
+    assert personal not in repr(server)
 
 
 def test_not_a_label_studio_server(tmp_path):
@@ -377,19 +480,23 @@ def test_campaign_without_project(server, plan, tmp_path):
         pull(server, plan.name, tmp_path / "v.parquet")
 
 
+def curated(project, folder, **changes) -> tuple[tiny.Project, list[str]]:
+    """A copy with candidates, and the options of a command that say where it is."""
+    own = project.copy(folder)
+    run_curate(own.params(curate__phash_distance=0, **changes), own.layout, progress=False)
+    return own, ["--params", str(own.file), "--root", str(own.root)]
+
+
+def veneer(*arguments: str) -> int:
+    return cli.run(lambda: cli.app([*arguments]))
+
+
 def test_command_line(running, project, tmp_path, monkeypatch, capsys):
-    own = project.copy(tmp_path / "p")
-    own.params(
-        curate__phash_distance=0, campaign__name="Command line", campaign__gold=0.5, annotate={}
+    own, places = curated(
+        project, tmp_path / "p", campaign__name="Command line", campaign__gold=0.5, annotate={}
     )
-    places = ["--params", str(own.file), "--root", str(own.root)]
-
-    def veneer(*arguments: str) -> int:
-        return cli.run(lambda: cli.app([*arguments]))
-
     monkeypatch.setenv("LABEL_STUDIO_URL", running.url)
     monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
-    assert veneer("curate", *places) == 0
     assert veneer("annotate", "push", *places) == 2
     assert "LABEL_STUDIO_API_KEY must be an access token" in capsys.readouterr().err
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio_server.TOKEN)
@@ -401,9 +508,167 @@ def test_command_line(running, project, tmp_path, monkeypatch, capsys):
     assert "0 added" in capsys.readouterr().out
     assert veneer("annotate", "status", "--params", str(own.file)) == 0
     assert veneer("annotate", "pull", *places) == 0
-    said = capsys.readouterr()
-    for text in (*told, *said):
-        assert label_studio_server.TOKEN not in text
-    files = [p for p in own.root.rglob("*") if p.is_file()]
-    assert not any(label_studio_server.TOKEN.encode() in p.read_bytes() for p in files)
-    assert os.environ["LABEL_STUDIO_API_KEY"]
+
+
+@pytest.mark.parametrize("kind", ["legacy", "personal"])
+def test_token_is_in_no_output_log_or_file(
+    running, personal, project, tmp_path, monkeypatch, capsys, caplog, kind
+):
+    token = personal if kind == "personal" else label_studio_server.TOKEN
+    wrong = token[:-4] + ("abcd" if token[-4:] != "abcd" else "bcde")
+    own, places = curated(project, tmp_path / "p", campaign__name=f"Token {kind}", annotate={})
+    caplog.set_level(logging.DEBUG)
+    dead = "http://127.0.0.1:9"
+    for command, url, key, code in (
+        ("pull", running.url, token, 2),  # no project yet
+        ("push", dead, token, 1),
+        ("push", running.url, wrong, 2),
+        ("push", running.url, token, 0),
+        ("push", running.url, token, 0),
+        ("pull", running.url, token, 0),
+        ("pull", running.url, wrong, 2),
+        ("pull", dead, token, 1),
+    ):
+        monkeypatch.setenv("LABEL_STUDIO_URL", url)
+        monkeypatch.setenv("LABEL_STUDIO_API_KEY", key)
+        assert veneer("annotate", command, *places) == code
+    assert veneer("annotate", "status", "--params", str(own.file)) == 1
+    assert "/api/projects" in caplog.text  # requests are logged, with their addresses
+    texts = [*capsys.readouterr(), caplog.text]
+    texts += [p.read_bytes().decode("latin-1") for p in own.root.rglob("*") if p.is_file()]
+    for text in texts:
+        assert token not in text
+        assert wrong not in text
+        assert "Bearer eyJ" not in text  # an access token, made of a personal one
+
+
+def test_command_line_with_pictures_elsewhere(
+    running, server, project, tmp_path, monkeypatch, capsys
+):
+    about = {"campaign__gold": 0.5, "annotate": {}}
+    own, places = curated(project, tmp_path / "p", **about)
+    out, urls = tmp_path / "out", tmp_path / "urls.csv"
+    monkeypatch.setenv("LABEL_STUDIO_URL", running.url)
+    monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
+    assert veneer("annotate", "push", *places, "--export", str(out), "--json") == 0
+    pictures = {path.stem: path.read_bytes() for path in out.glob("*.png")}
+    assert json.loads(capsys.readouterr().out)["images"] == len(pictures)
+    pairs = read_pairs(own.layout.candidates)
+    keys = {pair.key for pair in pairs} | {pair.parent for pair in pairs}
+    assert keys < pictures.keys()  # and the blurred ones of gold items
+    stored = CandidateImages(own.layout.root / "datasets", own.layout.candidates)
+    assert all(pictures[key] == stored(key) for key in keys)
+
+    def pushed(*options: str) -> dict:
+        capsys.readouterr()
+        assert veneer("annotate", "push", *places, "--json", *options) == 0
+        return json.loads(capsys.readouterr().out)
+
+    def shown(project: int) -> set[str]:
+        tasks = server.tasks(project, ("id", "data"), votes=False)
+        return {task["data"][side] for task in tasks for side in ("left", "right")}
+
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio_server.TOKEN)
+    own.params(**about, campaign__name="Links", campaign__images="url")
+    assert veneer("annotate", "push", *places) == 2
+    assert "campaign.url_template or --urls must be given" in capsys.readouterr().err
+    for day in "12":  # presigned addresses are other ones every day
+        known = {key: f"https://p.example/{key}?at={day}" for key in pictures}
+        rows = "".join(f"{key},{url}\n" for key, url in known.items())
+        urls.write_text(f"key,url\n{rows}")
+        told = pushed("--urls", str(urls))
+        new, every = day == "1", told["tasks"]
+        assert (told["added"], told["readdressed"]) == ((every, 0) if new else (0, every))
+        assert shown(told["project"]) == set(known.values())
+
+    own.params(**about, campaign__name="On disk", campaign__images="local")
+    monkeypatch.delenv("LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT", raising=False)
+    assert veneer("annotate", "push", *places) == 2
+    assert "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT must be" in capsys.readouterr().err
+    monkeypatch.setenv("LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT", str(running.files))
+    for address in shown(pushed()["project"]):
+        headers = {"Authorization": f"Token {label_studio_server.TOKEN}"}
+        answer = requests.get(running.url + address, headers=headers, timeout=30)
+        assert answer.content == pictures[address.rpartition("/")[2].removesuffix(".png")]
+
+
+@pytest.fixture
+def door(running):
+    """The way to the server. It shuts for good at the request number `count` that `shuts` matches.
+
+    That request is answered not at all or, `half`, done and answered by half of the answer.
+    """
+
+    class Door(BaseHTTPRequestHandler):
+        shuts, count, half = ("", ""), 0, False
+
+        def pass_on(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            method, part = Door.shuts
+            Door.count -= self.command == method and part in self.path
+            dead = bool(method) and Door.count <= 0
+            self.close_connection = True
+            if dead and not self.half:
+                return
+            headers = {n: v for n, v in self.headers.items() if n in ("Authorization", CONTENT)}
+            url = running.url + self.path
+            answer = requests.request(self.command, url, headers=headers, data=body, timeout=60)
+            self.send_response(answer.status_code)
+            self.send_header(CONTENT, answer.headers.get(CONTENT, ""))
+            self.send_header("Content-Length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content[: len(answer.content) // 2] if dead else answer.content)
+
+        do_GET = do_POST = do_PATCH = do_DELETE = pass_on
+
+        def log_message(self, *arguments):
+            pass
+
+    CONTENT = "Content-Type"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Door) as listening:
+        Thread(target=listening.serve_forever, args=(0.05,), daemon=True).start()
+        Door.url = f"http://127.0.0.1:{listening.server_port}"
+        yield Door
+        listening.shutdown()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_server_that_dies_in_mid_push_and_in_mid_pull(
+    running, server, people, door, project, tmp_path, monkeypatch, capsys, half
+):
+    name = f"Dying {half}"
+    own, places = curated(project, tmp_path / "p", campaign__name=name, annotate={})
+    monkeypatch.setattr(campaign, "BATCH_TASKS", 1)
+    monkeypatch.setenv("LABEL_STUDIO_URL", door.url)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio_server.TOKEN)
+    door.half = half
+
+    def dies(*command: str) -> None:
+        capsys.readouterr()
+        assert veneer("annotate", *command, *places) == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if "veneer:" in line]
+        assert len(lines) == 1
+        assert "does not answer" in lines[0]
+        assert "running the same command again does the rest" in lines[0]
+        door.shuts = ("", "")
+
+    keys = {pair.key for pair in read_pairs(own.layout.candidates)}
+    door.shuts, door.count = ("POST", "/import"), 2
+    dies("push")
+    number = annotation.find_project(server, name)["id"]
+    assert len(names_on(server, number)) == 1 + half < len(keys)
+    assert veneer("annotate", "push", *places) == 0
+    assert Counter(names_on(server, number)) == Counter(keys)
+
+    tasks = list(numbers_on(server, number).values())
+    vote(running, people[0][0], tasks[0])
+    assert veneer("annotate", "pull", *places) == 0
+    before = own.layout.votes.read_bytes()
+    for task in tasks[1:]:
+        vote(running, people[0][0], task)
+    monkeypatch.setattr(label_studio, "PAGE", 1)
+    door.shuts, door.count = ("GET", "/api/tasks"), 2
+    dies("pull")
+    assert own.layout.votes.read_bytes() == before
+    assert veneer("annotate", "pull", *places) == 0
+    assert {row["key"] for row in valid(read_votes(own.layout.votes).to_pylist())} == keys

@@ -1,9 +1,15 @@
 import math
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
 from pipelines.campaign import (
@@ -18,10 +24,13 @@ from pipelines.campaign import (
     task_batches,
     task_images,
 )
-from pipelines.errors import InputError
+from pipelines.errors import InputError, StageError
 from pipelines.images import decode_png, encode_png
 from pipelines.label_studio import LabelStudio, from_environment
-from pipelines.votes import SCHEMA, read_votes, votes_of_task
+from pipelines.params import load_params
+from pipelines.stages.campaign import push_campaign
+from pipelines.stages.common import Layout
+from pipelines.votes import SCHEMA, VERDICTS, read_votes, votes_of_task
 
 PLAN = Plan("Campaign", 3, 0.1, 0.2, ("blur",), 0)
 PAIRS = [Pair(f"{i:016x}", f"{i + 1000:016x}") for i in range(200)]
@@ -104,6 +113,25 @@ def test_names_of_the_page():
     assert names_in(label_config(()))["artefacts"] == set()
 
 
+def answers(score=5.0):
+    return [
+        {"from_name": "score", "value": {"number": score}},
+        {"from_name": "verdict", "value": {"choices": ["degraded"]}},
+    ]
+
+
+def stored(result, **more):
+    """An annotation as the server gives it."""
+    vote = {"id": 1, "completed_by": 4, "created_at": "x", "lead_time": 1.0, "result": result}
+    return {**vote, **more}
+
+
+def read_task(*annotations):
+    meta = {"task": "a", "key": "a", "kind": "item", "expected": None, "left": "original"}
+    task = {"id": 1, "meta": {"veneer": meta}, "annotations": annotations}
+    return list(votes_of_task(task, [], "server", names_in(label_config(("blur",))), {}))
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
@@ -120,17 +148,70 @@ def test_names_of_the_page():
     ],
 )
 def test_scores_are_checked(value, reason):
-    result = [
-        {"from_name": "score", "value": {"number": value}},
-        {"from_name": "verdict", "value": {"choices": ["degraded"]}},
-    ]
-    meta = {"task": "a", "key": "a", "kind": "item", "expected": None, "left": "original"}
-    vote = {"id": 1, "completed_by": 4, "created_at": "x", "lead_time": 1.0, "result": result}
-    task = {"id": 1, "meta": {"veneer": meta}, "annotations": [vote]}
-    known = names_in(label_config(("blur",)))
-    (row,) = votes_of_task(task, [], "server", known, {})
+    (row,) = read_task(stored(answers(value)))
     assert row["reason"] is None if reason is None else reason in row["reason"]
     assert row["verdict"] == "degraded"
+
+
+def test_vote_of_a_deleted_user_is_listed_and_does_not_count():
+    gone, there = stored(answers(), completed_by=None), stored(answers(), id=2)
+    rows = read_task(gone, there)
+    assert [(r["annotator"], r["reason"]) for r in rows] == [
+        ("unknown", "unknown annotator"),
+        ("4", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        ({}, "no score"),
+        ("x", "result is no list of answers"),
+        (["x"], "result is no list of answers"),
+        ([{"from_name": ["score"]}], "unknown name ['score']"),
+        ([{"from_name": "verdict", "value": ["degraded"]}], "is no answer"),
+        ([{"from_name": "verdict", "value": {"choices": [["degraded"]]}}], "unknown verdict"),
+        ([{"from_name": "verdict", "value": {"choices": []}}], "no verdict"),
+        ([{"from_name": "artefacts", "value": {"choices": [{}]}}], "unknown artefacts {}"),
+        ([{"from_name": "score", "value": {"number": 10**400}}], "score inf is not in [0, 10]"),
+        ([{"from_name": "score", "value": {"number": -(10**400)}}], "score -inf is not in"),
+        ([{"from_name": "score", "value": {"number": "9" * 999}}], "is no number"),
+    ],
+)
+def test_malformed_results_end_in_a_reason(result, reason):
+    (row,) = read_task(stored(result))
+    assert reason in row["reason"]
+    assert len(row["reason"]) < 100
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+PART = st.fixed_dictionaries(
+    {},
+    optional={
+        "from_name": st.sampled_from(["score", "verdict", "artefacts"]) | JSON,
+        "value": JSON
+        | st.fixed_dictionaries({"number": JSON | st.sampled_from([0, 5.5, 10, 10**400])})
+        | st.fixed_dictionaries(
+            {"choices": JSON | st.lists(st.sampled_from([*VERDICTS, "blur"]) | JSON, max_size=2)}
+        ),
+    },
+)
+
+
+@given(JSON | st.lists(PART | JSON, max_size=4))
+def test_any_json_is_a_valid_vote_or_has_a_reason(result):
+    (row,) = read_task(stored(result))
+    pa.Table.from_pylist([row], schema=SCHEMA)
+    assert set(row["artefacts"]) <= {"blur"}
+    if row["reason"] is None:
+        assert row["score"] in np.arange(0, 10.5, 0.5)
+        assert row["verdict"] in VERDICTS
+    else:
+        assert 0 < len(row["reason"]) < 100
 
 
 def test_no_votes_and_wrong_tables(tmp_path):
@@ -142,8 +223,6 @@ def test_no_votes_and_wrong_tables(tmp_path):
 
 
 def test_the_tracked_table_of_votes_has_the_schema():
-    from pathlib import Path
-
     assert read_votes(Path(__file__).parents[2] / "annotations" / "3ae.parquet").schema.names
 
 
@@ -157,3 +236,94 @@ def test_no_token(monkeypatch):
     monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
     with pytest.raises(InputError, match="LABEL_STUDIO_API_KEY must be an access token"):
         from_environment()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "urls must have columns key and url, got none"),
+        ("key,address\n", "urls must have columns key and url, got key, address"),
+        ("key,url\na,https://x\nb,\n", "urls must have an address in each row, got none for 'b'"),
+        ("key,url\nb,  \n", "urls must have an address in each row, got none for 'b'"),
+        ("key,url\nb\n", "urls must have an address in each row, got none for 'b'"),
+    ],
+)
+def test_addresses_are_checked_before_anything_is_sent(tmp_path, monkeypatch, text, reason):
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "x")
+    path = tmp_path / "urls.csv"
+    path.write_text(text)
+    params = load_params(Path(__file__).parents[2] / "params.yaml")
+    with pytest.raises(InputError) as told:
+        push_campaign(params, Layout(tmp_path), urls=path)
+    assert str(told.value) == reason
+
+
+# A server that answers wrongly. The real one is in test_annotation.py.
+
+PERSONAL = "header.payload.signature"
+
+
+@pytest.fixture
+def answering():
+    """An address that gives every request the same answer: set status, headers and body."""
+
+    class Answer(BaseHTTPRequestHandler):
+        status, body, location = 200, b"", None
+
+        def answer(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(self.status)
+            if self.location is not None:
+                self.send_header("Location", self.location.replace("PATH", self.path))
+            self.send_header("Content-Length", str(len(self.body)))
+            self.end_headers()
+            self.wfile.write(self.body)
+
+        do_GET = do_POST = answer
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        Answer.url = f"http://127.0.0.1:{server.server_port}"
+        yield Answer
+        server.shutdown()
+
+
+@pytest.mark.parametrize("token", ["legacy", PERSONAL])
+@pytest.mark.parametrize("base", ["https://labels.example", "https://labels.example/studio"])
+def test_redirect_names_the_address_to_use(answering, token, base):
+    answering.status, answering.location = 301, f"{base}PATH"
+    with pytest.raises(InputError) as told:
+        list(LabelStudio(answering.url, token).projects())
+    assert str(told.value) == (
+        "LABEL_STUDIO_URL must be the address where the server answers, got "
+        f"{answering.url}, which redirects to {base}: use that"
+    )
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>"])
+def test_a_page_that_is_no_json(answering, body):
+    answering.body = body
+    with pytest.raises(InputError, match="must be a Label Studio server, got a page"):
+        list(LabelStudio(answering.url, "legacy").projects())
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "reason"),
+    [
+        (401, b"{}", InputError, r"must be a valid token of .* refused it \(401, sent as personal"),
+        (403, b"{}", InputError, r"must be a valid token of .* refused it \(403, sent as personal"),
+        (500, b"{}", StageError, r"failed on POST /api/token/refresh/ \(500"),
+        (503, b"<html>", StageError, r"failed on POST /api/token/refresh/ \(503"),
+        (200, b"<html>", StageError, "gave no access token on POST"),
+        (200, b"[]", StageError, "gave no access token on POST"),
+        (200, b'{"access": null}', StageError, "gave no access token on POST"),
+    ],
+)
+def test_only_a_refused_token_is_called_wrong(answering, status, body, kind, reason):
+    answering.status, answering.body = status, body
+    with pytest.raises(kind, match=reason) as told:
+        list(LabelStudio(answering.url, PERSONAL).projects())
+    assert PERSONAL not in str(told.value)

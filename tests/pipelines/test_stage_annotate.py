@@ -19,12 +19,13 @@ from pipelines.params import Annotate
 from pipelines.provenance import Manifest
 from pipelines.publishable import check
 from pipelines.records import SPLITS, AnnotatedSample
+from pipelines.report import annotation_table
 from pipelines.responsible import published_card
 from pipelines.shards import ShardIndex
 from pipelines.stages.annotate import human_labels, run_annotate
 from pipelines.stages.curate import run_curate
 from pipelines.stages.package import run_package
-from pipelines.votes import write_votes
+from pipelines.votes import REPLACED, write_votes
 
 LOOSE = {"curate__phash_distance": 0, "curate__colour_distance": 0, "annotate__bootstrap": 50}
 
@@ -150,6 +151,40 @@ def test_random_annotator_is_screened_out(curated):
     assert off["agreement"]["icc_2k"]["value"] < report["agreement"]["icc_2k"]["value"]
     for found in report["agreement"].values():
         assert found["low"] < found["value"] < found["high"]
+
+
+def test_one_person_counts_once_on_an_image(own):
+    key, *rest = [row["key"] for row in candidates(own)]
+    early, late = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
+    votes = [
+        vote(key, "1", 9.0, 0, server="http://a project 1", created_at=late),
+        vote(key, "1", 1.0, 0, server="http://a project 1", created_at=early),  # another task
+        vote(key, "1", 1.0, 0, server="http://a project 2", created_at=early),
+        vote(key, "1", 55.0, 0, server="http://a project 2", reason="score 55 is not in [0, 10]"),
+        vote(key, "2", 5.0, 0, server="http://a project 2"),
+        vote(key, "1", 1.0, 0, server="http://b project 1"),  # somebody else
+    ]
+    votes += [vote(k, w, 5.0, 0, server="http://a project 1") for k in rest for w in "123"]
+    write(own, votes)
+    report = run_annotate(own.params(**LOOSE), own.layout)
+    assert labels(own)[key]["n_votes"] == 3
+    assert labels(own)[key]["mos"] == pytest.approx((9 + 5 + 1) / 3)
+    assert report["votes"]["invalid"] == {REPLACED: 2, "score 55 is not in [0, 10]": 1}
+    assert report["votes"]["in"] == report["votes"]["valid"] + 3
+    given = {a["annotator"]: a["votes"] for a in report["annotators"]}
+    every = {f"{who} of http://a": len(rest) + (who < 3) for who in (1, 2, 3)}
+    assert given == {**every, "1 of http://b": 1}
+
+
+@pytest.mark.parametrize(("panel", "judged"), [(5, 0), (6, 7)])
+def test_report_says_how_many_images_bt500_could_judge(curated, panel, judged):
+    row = candidates(curated)[0]
+    many = [{**row, "key": f"{i:016x}"} for i in range(8)]
+    votes = [vote(m["key"], str(who), 5.0, 0) for m in many[:7] for who in range(panel)]
+    _, _, report = human_labels(many, votes, Annotate(bootstrap=0), 0)
+    assert report["screening"] == {"on": True, "images": 7, "bt500_images": judged}
+    told = annotation_table({"in": 8, "kept": 7, "rejected": 1, "verdicts": {}, **report})
+    assert f"ITU-R BT.500 could judge {judged} of 7 images" in told
 
 
 def test_without_votes_labels_are_simulated_and_say_so(own):
