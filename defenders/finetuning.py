@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,22 @@ def finetune(
     for parameter, flag in zip(parameters, before, strict=True):
         parameter.requires_grad_(flag)
     return history
+
+
+@torch.no_grad()
+def blend(model: nn.Module, origin: Mapping[str, Tensor], share: float) -> None:
+    """Set weights to share of what they are and the rest of `origin`, in place.
+
+    origin: the state before fine-tuning; share in (0, 1]. Source: Wortsman et al., Robust
+    fine-tuning of zero-shot models, 2022 (WiSE-FT). Raises: ValueError for another share.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share:g}")
+    state = model.state_dict()
+    for name, value in state.items():
+        if value.is_floating_point():
+            state[name] = torch.lerp(origin[name].to(value), value, share)
+    model.load_state_dict(state)
 
 
 @torch.no_grad()

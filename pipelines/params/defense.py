@@ -24,11 +24,11 @@ class FinetuneParams(Section):
     """Adversarial fine-tuning, arguments of defenders.finetuning.finetune. victims: each is a DVC
     stage. size: pixels that the fine-tuned victim sees instead of its own input size; nearer to
     those of the pictures shows more of what an attack leaves. keep: weight of keeping the scores of
-    random views of the clean training photographs. max_drop: an example is asked to score at most
-    so many tenths of the scale below its photograph, even where people said less (null: what they
-    said); a photograph that is taken for an example then loses no more than that.
-    retrain: also train a new attacker, of these modes, against the fine-tuned victim, and measure
-    it on all clean test photographs that 3AE did not train on, whatever attack.limit."""
+    random views of the clean training photographs. blend: share of the fine-tuned weights in those
+    that stay, the rest are those before: photographs keep more of their scores, and less of an
+    attack is seen through. retrain: also train a new attacker, of these modes, against the
+    fine-tuned victim, and measure it on all clean test photographs that 3AE did not train on,
+    whatever attack.limit."""
 
     victims: list[str] = []
     size: int | None = Field(None, ge=32)
@@ -37,5 +37,5 @@ class FinetuneParams(Section):
     lr: float = Field(1e-4, gt=0)
     clean_share: float = Field(0.5, gt=0, lt=1)
     keep: float = Field(0.0, ge=0)
-    max_drop: float | None = Field(None, gt=0)
+    blend: float = Field(1.0, gt=0, le=1)
     retrain: list[Mode] = ["unrestricted"]

@@ -1,5 +1,6 @@
 """Stage `finetune@victim`: a victim learns from 3AE; old and new attacks are measured on it."""
 
+import copy
 import hashlib
 import importlib
 import json
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from attackers.metrics import basr, msi, rasr
 from defenders.detector import compress
-from defenders.finetuning import Scored, finetune, scores_of
+from defenders.finetuning import Scored, blend, finetune, scores_of
 from pipelines.errors import InputError
 from pipelines.images import decode_image, planes
 from pipelines.params import Params
@@ -186,12 +187,8 @@ def _harden(
     before = {"before": _measure(original or model, scale, clean["test"], old)}
     if own_size != size:
         before["resized"] = _measure(model, scale, clean["test"], old)
-    lowest = None
-    if settings.max_drop is not None:
-        drop = settings.max_drop * scale.range / 10
-        lowest = {key: p.mos - drop for key, p in photographs.items()}
-    adversarial = _asked(parts["train"], size, lowest)
-    aside = _asked(parts["validation"], size, lowest) if parts["validation"] else None
+    adversarial = _images(parts["train"], size)
+    aside = _images(parts["validation"], size) if parts["validation"] else None
     data = (clean["train"], adversarial, clean["validation"], aside)
     recipe = settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share", "keep"})
     mark = fingerprint(
@@ -204,6 +201,7 @@ def _harden(
         code=code_version(__name__, "defenders.finetuning", "victims"),
     )
     training = TrainingFolder(work.parent, work.name, "training", mark)
+    came = copy.deepcopy(model.state_dict())
     history = finetune(
         model,
         scale,
@@ -221,12 +219,14 @@ def _harden(
             f"finetune {name}", settings.epochs, ("loss", "srcc", "rmse", "rmse_adversarial")
         ),
     )
+    blend(model, came, settings.blend)
     return {
         "n_train": {"clean": len(clean["train"][0]), "adversarial": len(parts["train"])},
         "n_test": len(clean["test"][0]),
         "n_old": len(own),
         "own_examples": any(p.victim == name for p in parts["test"]),
         "size": size,
+        "blend": settings.blend,
         **before,
         "after": _measure(model, scale, clean["test"], old),
         "history": [{k: _finite(v) for k, v in row.items()} for row in history],
@@ -298,14 +298,6 @@ def _clean_images(folder: Path, split: str, size: int, only: set[str] | None = N
 
 def _images(pictures: Sequence[Picture], size: int) -> Scored:
     return _seen(pictures, size), [p.mos for p in pictures]
-
-
-def _asked(pictures: Sequence[Picture], size: int, lowest: Mapping[str, float] | None) -> Scored:
-    """Examples, and scores for them that are not below the `lowest` of their photograph."""
-    images, mos = _images(pictures, size)
-    if lowest is None:
-        return images, mos
-    return images, [max(m, lowest[p.parent]) for m, p in zip(mos, pictures, strict=True)]
 
 
 def _seen(pictures: Sequence[Picture | Row], size: int, jpeg: int | None = None) -> list[Tensor]:

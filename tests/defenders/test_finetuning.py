@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defenders.finetuning import finetune, scores_of
+from defenders.finetuning import blend, finetune, scores_of
 from victims.base import ScoreScale
 
 SCALE = ScoreScale.of(0, 10)
@@ -92,6 +92,22 @@ def test_what_it_knew_of_other_pictures_is_kept():
         moved[keep] = np.abs(scores_of(model, at) - before).mean()
     assert moved[0.0] > 1
     assert moved[10.0] < 0.2
+
+
+def test_a_blend_lies_between_what_came_and_what_is():
+    model = TwoFeatures()
+    came = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        model.weights += 4
+    model.norm.num_batches_tracked += 1
+    now = copy.deepcopy(model.state_dict())
+    blend(model, came, 1.0)
+    assert all(torch.equal(value, now[name]) for name, value in model.state_dict().items())
+    blend(model, came, 0.25)
+    torch.testing.assert_close(model.weights.detach(), came["weights"] + 1)
+    assert model.norm.num_batches_tracked == 1
+    with pytest.raises(ValueError, match=r"share must be in \(0, 1\], got 0"):
+        blend(model, came, 0)
 
 
 def test_the_best_epoch_stays_be_it_the_first():

@@ -96,26 +96,22 @@ def test_another_size_keeps_what_was_known_at_the_old_one(finetuned, tmp_path):
     assert "| old examples, before, at 48 pixels |" in finetune_table(larger)
 
 
-def test_an_example_is_asked_no_more_than_max_drop(finetuned, tmp_path, monkeypatch):
-    project, _ = finetuned
-    other = project.copy(tmp_path / "p")
-    pictures = read_3ae(str(other.layout.threeae))
-    mos = {p.parent: p.mos for p in pictures if not p.adversarial}
-    drops = [mos[p.parent] - p.mos for p in pictures if p.adversarial and p.split == "train"]
-    most = max(drops) / 2  # tenths: the scale of `net` is 0 to 10
-    assert most > 0
-    asked = []
-
-    def spy(model, scale, clean, adversarial, validation, **rest):
-        asked.extend(adversarial[1])
+def test_what_is_saved_and_measured_is_the_blend(finetuned, tmp_path, monkeypatch):
+    def move(model, *data, **settings):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 1
         return []
 
-    monkeypatch.setattr("pipelines.stages.finetune.finetune", spy)
-    params = other.params(finetune__retrain=[], finetune__max_drop=most)
-    run_finetune(params, other.layout, "net")
-    parents = [p.parent for p in pictures if p.adversarial and p.split == "train"]
-    wanted = [mos[k] - min(most, drop) for k, drop in zip(parents, drops, strict=True)]
-    assert asked == pytest.approx(wanted)
+    monkeypatch.setattr("pipelines.stages.finetune.finetune", move)
+    other = finetuned[0].copy(tmp_path / "p")
+    params = other.params(finetune__retrain=[], finetune__blend=0.25)
+    report = run_finetune(params, other.layout, "net")
+    assert report["blend"] == 0.25
+    assert report["after"] != report["before"]
+    before = load_victim(other.layout.victim("net"))
+    for name, value in load_victim(other.layout.finetuned("net")).named_parameters():
+        torch.testing.assert_close(value, before.get_parameter(name) + 0.25)
 
 
 def test_neither_protocol_nor_limit_takes_the_test_photographs_away(finetuned, tmp_path):
