@@ -70,17 +70,22 @@ def test_a_vote_in_the_browser_arrives(running, browser, tmp_path):
     wait = WebDriverWait(browser, PATIENCE)
 
     def shown(window) -> list:
-        """The pictures of the task, once both are decoded."""
-        script = (
-            "return [...document.querySelectorAll('img')].filter("
-            "i => i.naturalWidth === 200 && i.getBoundingClientRect().width > 200)"
-        )
-        found = window.execute_script(script)
-        return found if len(found) == 2 else []
+        """Boxes of the task's pictures, of one layout, once both are decoded and stand still.
 
+        The page moves them while it builds: boxes read one by one belong to different moments.
+        """
+        found = window.execute_script(
+            "return [...document.querySelectorAll('img')].filter(i => i.naturalWidth === 200)"
+            ".map(i => i.getBoundingClientRect().toJSON()).filter(box => box.width > 200)"
+        )
+        still = found == seen
+        seen[:] = found
+        return found if still and len(found) == 2 else []
+
+    seen: list = []
     one, two = wait.until(shown)
-    assert abs(one.rect["y"] - two.rect["y"]) < 5  # side by side
-    assert one.rect["x"] + one.rect["width"] <= two.rect["x"] + 1
+    assert abs(one["y"] - two["y"]) < 5  # side by side
+    assert one["x"] + one["width"] <= two["x"] + 1
     titles = browser.find_element(By.TAG_NAME, "body").text
     assert "ORIGINAL" in titles
     assert "CHANGED" in titles
