@@ -229,10 +229,7 @@ def status(server: LabelStudio, name: str) -> dict[str, Any]:
     known = names_in(project["label_config"])
     people: dict[int | None, Counter[str]] = {}
     counts: Counter[str] = Counter()
-    for task in server.tasks(
-        project["id"],
-        _PULLED,
-    ):
+    for task in server.tasks(project["id"], _PULLED):
         if _ours(task) is None:
             counts["foreign"] += 1
             continue
@@ -253,8 +250,7 @@ def status(server: LabelStudio, name: str) -> dict[str, Any]:
         "url": f"{server.url}/projects/{project['id']}",
         "votes_wanted": project["maximum_annotations"],
         **{n: counts[n] for n in ("item", "repeat", "gold", "foreign", "finished", "votes")},
-        "invalid": counts["invalid"],
-        "drafts": counts["drafts"],
+        **{n: counts[n] for n in ("invalid", "drafts")},
         "annotators": {
             _called(number, addresses): {"votes": own["votes"], "skipped": own["skipped"]}
             for number, own in sorted(people.items(), key=lambda p: (p[0] is None, p[0]))

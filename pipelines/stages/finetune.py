@@ -164,11 +164,10 @@ def _harden(
     work: Path,
     original: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune in place, from the checkpoint in `work` where one is, and compare.
+    """Fine-tune in place and compare.
 
     original: the model at the size that it was trained for, where `model` sees another one.
     """
-    settings = params.finetune
     made = [p for p in examples if p.adversarial]
     parts = {s: [p for p in made if p.split == s] for s in SPLITS}
     if not parts["train"] or not parts["test"]:
@@ -183,30 +182,61 @@ def _harden(
         "old": (_seen(parents, size), _seen(own, size)),
         "old_jpeg": (_seen(parents, size, JPEG), _seen(own, size, JPEG)),
     }
-    own_size = getattr(original, "input_size", size)
     before = {"before": _measure(original or model, scale, clean["test"], old)}
-    if own_size != size:
+    if getattr(original, "input_size", size) != size:
         before["resized"] = _measure(model, scale, clean["test"], old)
-    adversarial = _images(parts["train"], size)
-    aside = _images(parts["validation"], size) if parts["validation"] else None
-    data = (clean["train"], adversarial, clean["validation"], aside)
-    recipe = settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share", "keep"})
+    adversarial = {s: _images(parts[s], size) for s in ("train", "validation") if parts[s]}
+    came = copy.deepcopy(model.state_dict())
+    history = _train(
+        model, scale, clean, adversarial, originals, size, params, name, work, original
+    )
+    blend(model, came, params.finetune.blend)
+    return {
+        "n_train": {"clean": len(clean["train"][0]), "adversarial": len(parts["train"])},
+        "n_test": len(clean["test"][0]),
+        "n_old": len(own),
+        "own_examples": any(p.victim == name for p in parts["test"]),
+        "size": size,
+        "blend": params.finetune.blend,
+        **before,
+        "after": _measure(model, scale, clean["test"], old),
+        "history": [{k: _finite(v) for k, v in row.items()} for row in history],
+    }
+
+
+def _train(
+    model: nn.Module,
+    scale: ScoreScale,
+    clean: Mapping[str, Scored],
+    adversarial: Mapping[str, Scored],
+    originals: Sequence[Tensor],
+    size: int,
+    params: Params,
+    name: str,
+    work: Path,
+    original: nn.Module | None,
+) -> list[dict[str, float]]:
+    """Fine-tune in place, from the checkpoint in `work` where one is of these very arguments."""
+    recipe = params.finetune.model_dump(
+        include={"epochs", "batch_size", "lr", "clean_share", "keep"}
+    )
+    aside = adversarial.get("validation")
+    data = (clean["train"], adversarial["train"], clean["validation"], aside)
     mark = fingerprint(
         recipe=recipe,
         seed=params.seed,
         threads=params.engine.threads,
-        size=(own_size, size),
+        size=(getattr(original, "input_size", size), size),
         model=state_sha256(model),
         data=[_digest(part) for part in data if part],
         code=code_version(__name__, "defenders.finetuning", "victims"),
     )
     training = TrainingFolder(work.parent, work.name, "training", mark)
-    came = copy.deepcopy(model.state_dict())
-    history = finetune(
+    return finetune(
         model,
         scale,
         clean["train"],
-        adversarial,
+        adversarial["train"],
         clean["validation"],
         validation_adversarial=aside,
         photographs=originals,
@@ -216,21 +246,11 @@ def _harden(
         resume=training.checkpoint(),
         save=training.save,
         report=epoch_reporter(
-            f"finetune {name}", settings.epochs, ("loss", "srcc", "rmse", "rmse_adversarial")
+            f"finetune {name}",
+            params.finetune.epochs,
+            ("loss", "srcc", "rmse", "rmse_adversarial"),
         ),
     )
-    blend(model, came, settings.blend)
-    return {
-        "n_train": {"clean": len(clean["train"][0]), "adversarial": len(parts["train"])},
-        "n_test": len(clean["test"][0]),
-        "n_old": len(own),
-        "own_examples": any(p.victim == name for p in parts["test"]),
-        "size": size,
-        "blend": settings.blend,
-        **before,
-        "after": _measure(model, scale, clean["test"], old),
-        "history": [{k: _finite(v) for k, v in row.items()} for row in history],
-    }
 
 
 def _measure(
