@@ -39,11 +39,13 @@ from pipelines.stages.evaluate import read_history, robustness
 from pipelines.threeae import Picture, read_3ae
 from pipelines.trainingfolder import HISTORY, TrainingFolder
 from victims.base import ScoreScale, stored_state
-from victims.metrics import agreement
+from victims.metrics import agreement, srcc
 from victims.registry import load_victim, save_victim, state_sha256
 
 # Quality of the files in which the old examples are tried too: a platform stores what it gets so.
 JPEG = 95
+# Shares of the fine-tuned weights at which validation is looked at, to choose finetune.blend by.
+SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclass(frozen=True)
@@ -175,13 +177,14 @@ def _harden(
             f"3AE must hold examples in train and test, got {len(parts['train'])} and "
             f"{len(parts['test'])}"
         )
-    own = [p for p in parts["test"] if p.victim == name] or parts["test"]
+    own = {s: [p for p in parts[s] if p.victim == name] or parts[s] for s in SPLITS}
     photographs = {p.parent: p for p in examples if not p.adversarial}
-    parents = [photographs[p.parent] for p in own]
+    parents = {s: [photographs[p.parent] for p in own[s]] for s in SPLITS}
     old = {
-        "old": (_seen(parents, size), _seen(own, size)),
-        "old_jpeg": (_seen(parents, size, JPEG), _seen(own, size, JPEG)),
+        "old": (_seen(parents["test"], size), _seen(own["test"], size)),
+        "old_jpeg": (_seen(parents["test"], size, JPEG), _seen(own["test"], size, JPEG)),
     }
+    aside = (_seen(parents["validation"], size), _seen(own["validation"], size))
     before = {"before": _measure(original or model, scale, clean["test"], old)}
     if getattr(original, "input_size", size) != size:
         before["resized"] = _measure(model, scale, clean["test"], old)
@@ -190,14 +193,17 @@ def _harden(
     history = _train(
         model, scale, clean, adversarial, originals, size, params, name, work, original
     )
+    along = _along(model, came, clean["validation"], aside) if aside[1] else []
     blend(model, came, params.finetune.blend)
     return {
         "n_train": {"clean": len(clean["train"][0]), "adversarial": len(parts["train"])},
         "n_test": len(clean["test"][0]),
-        "n_old": len(own),
+        "n_old": len(own["test"]),
         "own_examples": any(p.victim == name for p in parts["test"]),
         "size": size,
+        "soup": params.finetune.soup,
         "blend": params.finetune.blend,
+        "validation": along,
         **before,
         "after": _measure(model, scale, clean["test"], old),
         "history": [{k: _finite(v) for k, v in row.items()} for row in history],
@@ -216,41 +222,70 @@ def _train(
     work: Path,
     original: nn.Module | None,
 ) -> list[dict[str, float]]:
-    """Fine-tune in place, from the checkpoint in `work` where one is of these very arguments."""
-    recipe = params.finetune.model_dump(
-        include={"epochs", "batch_size", "lr", "clean_share", "keep"}
-    )
+    """Fine-tune in place, from the checkpoints in `work` where some are of these very arguments.
+
+    One run per seed, all from the model as it came; what stays is the mean of their weights.
+    """
+    settings, came = params.finetune, copy.deepcopy(model.state_dict())
+    recipe = settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share", "keep"})
     aside = adversarial.get("validation")
     data = (clean["train"], adversarial["train"], clean["validation"], aside)
-    mark = fingerprint(
-        recipe=recipe,
-        seed=params.seed,
-        threads=params.engine.threads,
-        size=(getattr(original, "input_size", size), size),
-        model=state_sha256(model),
-        data=[_digest(part) for part in data if part],
-        code=code_version(__name__, "defenders.finetuning", "victims"),
-    )
-    training = TrainingFolder(work.parent, work.name, "training", mark)
-    return finetune(
-        model,
-        scale,
-        clean["train"],
-        adversarial["train"],
-        clean["validation"],
-        validation_adversarial=aside,
-        photographs=originals,
-        teacher=original,
-        **recipe,
-        seed=params.seed,
-        resume=training.checkpoint(),
-        save=training.save,
-        report=epoch_reporter(
-            f"finetune {name}",
-            params.finetune.epochs,
-            ("loss", "srcc", "rmse", "rmse_adversarial"),
-        ),
-    )
+    about = {
+        "recipe": recipe,
+        "threads": params.engine.threads,
+        "size": (getattr(original, "input_size", size), size),
+        "model": state_sha256(model),
+        "data": [_digest(part) for part in data if part],
+        "code": code_version(__name__, "defenders.finetuning", "victims"),
+    }
+    history: list[dict[str, float]] = []
+    mean = came
+    for run in range(settings.soup):
+        seed = params.seed + run
+        mark = fingerprint(**about, seed=seed)
+        training = TrainingFolder(work.parent, work.name, "training", mark)
+        what = f"finetune {name}" + (f", seed {seed}" if settings.soup > 1 else "")
+        model.load_state_dict(came)
+        rows = finetune(
+            model,
+            scale,
+            clean["train"],
+            adversarial["train"],
+            clean["validation"],
+            validation_adversarial=aside,
+            photographs=originals,
+            teacher=original,
+            **recipe,
+            seed=seed,
+            resume=training.checkpoint(),
+            save=training.save,
+            report=epoch_reporter(
+                what, settings.epochs, ("loss", "srcc", "rmse", "rmse_adversarial")
+            ),
+        )
+        history += [{"seed": float(seed), **row} for row in rows]
+        blend(model, mean, 1 / (run + 1))
+        mean = copy.deepcopy(model.state_dict())
+    return history
+
+
+def _along(
+    model: nn.Module,
+    came: Mapping[str, Tensor],
+    clean: Scored,
+    old: tuple[Sequence[Tensor], Sequence[Tensor]],
+) -> list[dict[str, Any]]:
+    """SRCC and RASR on validation for each share of the fine-tuned weights; model stays."""
+    tuned = copy.deepcopy(model.state_dict())
+    rows = []
+    for share in SHARES:
+        blend(model, came, share)
+        scores, x, y = (scores_of(model, images) for images in (clean[0], *old))
+        rows.append(
+            {"blend": share, "srcc": _finite(srcc(scores, clean[1])), "rasr": _finite(rasr(x, y))}
+        )
+        model.load_state_dict(tuned)
+    return rows
 
 
 def _measure(
@@ -367,18 +402,24 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 def finetune_table(report: dict[str, Any]) -> str:
     """Table XII: clean SRCC, and BASR, RASR, MSI of old and new attacks, before and after."""
 
+    def number(value: float | None, places: int = 2) -> str:
+        return "n/a" if value is None else f"{value:.{places}f}"
+
     def shown(row: dict[str, Any]) -> str:
-        values = [row[k] for k in ("basr", "rasr", "msi")]
-        return " | ".join("n/a" if v is None else f"{v:.2f}" for v in values)
+        return " | ".join(number(row[k]) for k in ("basr", "rasr", "msi"))
 
     lines = ["| case | clean SRCC | BASR % | RASR % | MSI |", "| --- | --: | --: | --: | --: |"]
     cases = {"before": "before", "resized": f"before, at {report['size']} pixels", "after": "after"}
     for key, case in cases.items():
         if key in report:
-            srcc = report[key]["clean"]["srcc"]
-            text = "n/a" if srcc is None else f"{srcc:.3f}"
+            text = number(report[key]["clean"]["srcc"], 3)
             lines.append(f"| old examples, {case} | {text} | {shown(report[key]['old'])} |")
             lines.append(f"| as JPEG {JPEG}, {case} | | {shown(report[key]['old_jpeg'])} |")
     for mode, row in report["new_attacker"].items():
         lines.append(f"| new attacker, {mode} | | {shown(row)} |")
+    if report["validation"]:
+        lines += ["", "| blend, on validation | SRCC | RASR % |", "| --: | --: | --: |"]
+    for row in report["validation"]:
+        chosen = f"**{row['blend']:g}**" if row["blend"] == report["blend"] else f"{row['blend']:g}"
+        lines.append(f"| {chosen} | {number(row['srcc'], 3)} | {number(row['rasr'])} |")
     return "\n".join(lines)

@@ -114,6 +114,41 @@ def test_what_is_saved_and_measured_is_the_blend(finetuned, tmp_path, monkeypatc
         torch.testing.assert_close(value, before.get_parameter(name) + 0.25)
 
 
+def test_a_soup_is_the_mean_of_runs_of_several_seeds(finetuned, tmp_path, monkeypatch):
+    def move(model, *data, seed, **settings):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += seed / 100
+        return [{"epoch": 0.0}]
+
+    monkeypatch.setattr("pipelines.stages.finetune.finetune", move)
+    other = finetuned[0].copy(tmp_path / "p")
+    params = other.params(seed=3, finetune__retrain=[], finetune__soup=3, finetune__blend=0.5)
+    report = run_finetune(params, other.layout, "net")
+    assert [row["seed"] for row in report["history"]] == [3, 4, 5]
+    before = load_victim(other.layout.victim("net"))
+    for name, value in load_victim(other.layout.finetuned("net")).named_parameters():
+        torch.testing.assert_close(value, before.get_parameter(name) + 0.04 / 2)
+
+
+def test_validation_along_the_blend(finetuned, tmp_path):
+    other = finetuned[0].copy(tmp_path / "p")
+    pictures = read_3ae(str(other.layout.threeae))
+    own = [p for p in pictures if p.adversarial and p.split == "validation"]
+    photographs = {p.parent: p for p in pictures if not p.adversarial}
+    shown = (own, [photographs[p.parent] for p in own])
+    images = [[squash(to_tensor(decode_image(p.load())), 32) for p in some] for some in shown]
+    for share in (0.7, 1.0):
+        params = other.params(finetune__retrain=[], finetune__blend=share, finetune__lr=0.01)
+        report = run_finetune(params, other.layout, "net")
+        assert [row["blend"] for row in report["validation"]] == [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+        (row,) = (row for row in report["validation"] if row["blend"] == share)
+        victim = load_victim(other.layout.finetuned("net"))
+        y, x = (scores_of(victim, some) for some in images)
+        assert row["rasr"] == pytest.approx(rasr(x, y))
+        assert f"| **{share:g}** | " in finetune_table(report)
+
+
 def test_neither_protocol_nor_limit_takes_the_test_photographs_away(finetuned, tmp_path):
     project, report = finetuned
     other = project.copy(tmp_path / "p")
@@ -133,6 +168,25 @@ def test_a_stopped_stage_goes_on_after_its_last_epoch(finetuned, tmp_path, monke
     assert "epoch 0/" not in capfd.readouterr().err
     assert again["after"] == report["after"]
     assert again["history"] == report["history"]
+
+
+def test_a_stopped_soup_repeats_no_run(finetuned, tmp_path, monkeypatch, capfd):
+    whole, other = (finetuned[0].copy(tmp_path / name) for name in "ab")
+    changes = {"finetune__retrain": [], "finetune__soup": 2, "finetune__epochs": 1}
+    report = run_finetune(whole.params(**changes), whole.layout, "net")
+    saved = []
+    params = other.params(**changes)
+    with tiny.dies_after_save(monkeypatch, lambda state: saved.append(state) or len(saved) == 3):
+        run_finetune(params, other.layout, "net")
+    capfd.readouterr()
+    again = run_finetune(params, other.layout, "net")
+    said = capfd.readouterr().err
+    assert "seed 0: epoch" not in said
+    assert "seed 1: epoch 0/" not in said
+    assert "seed 1: epoch 1/1" in said
+    assert again == report
+    files = [p.layout.finetuned("net") / "model.safetensors" for p in (whole, other)]
+    assert files[0].read_bytes() == files[1].read_bytes()
     assert not (other.layout.work / "finetune" / "net").exists()
 
 
