@@ -81,28 +81,12 @@ def finetune(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for epoch in range(len(history), epochs + 1):
             torch.manual_seed(seed * 100_003 + epoch)  # dropout
-            total = 0.0
+            loss = math.nan
             if epoch:
                 rng = np.random.default_rng((seed, epoch))
-                model.train()
-                hold_statistics(model)
                 drawn = _epoch(clean, adversarial, sizes, steps, photographs, bool(keep), rng)
-                for shown, mos, views in drawn:
-                    wanted = mos.to(device) / unit
-                    if teacher is None:
-                        loss = F.smooth_l1_loss(model(shown.to(device)) / unit, wanted)
-                    else:
-                        loss = _keeping(model, teacher, keep, shown, wanted, views, unit)
-                    if not math.isfinite(loss.item()):
-                        raise RuntimeError(
-                            f"loss must be finite, got {loss.item()}: lower lr ({lr})"
-                        )
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
-                    total += loss.item()
-            row = {"epoch": float(epoch), "loss": total / steps if epoch else math.nan}
+                loss = _learn(model, teacher, keep, drawn, unit, optimizer, schedule) / steps
+            row = {"epoch": float(epoch), "loss": loss}
             row |= _validate(model, validation, validation_adversarial or validation)
             history.append(row)
             error = row["rmse"] + row["rmse_adversarial"]
@@ -194,6 +178,37 @@ def _epoch(
             side = pixels.shape[2:]
             views = torch.cat([_view(photographs[i], side, rng) for i in looks[step].tolist()])
         yield shown, torch.tensor(mos + more_mos), views
+
+
+def _learn(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    keep: float,
+    drawn: Iterator[tuple[Tensor, Tensor, Tensor]],
+    unit: float,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> float:
+    """A step on each of what is drawn; the sum of the losses."""
+    model.train()
+    hold_statistics(model)
+    device = next(model.parameters()).device
+    total = 0.0
+    for shown, mos, views in drawn:
+        wanted = mos.to(device) / unit
+        if teacher is None:
+            loss = F.smooth_l1_loss(model(shown.to(device)) / unit, wanted)
+        else:
+            loss = _keeping(model, teacher, keep, shown, wanted, views, unit)
+        if not math.isfinite(loss.item()):
+            lr = schedule.base_lrs[0]
+            raise RuntimeError(f"loss must be finite, got {loss.item()}: lower lr ({lr})")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total += loss.item()
+    return total
 
 
 def _keeping(

@@ -250,7 +250,8 @@ def status(server: LabelStudio, name: str) -> dict[str, Any]:
         "url": f"{server.url}/projects/{project['id']}",
         "votes_wanted": project["maximum_annotations"],
         **{n: counts[n] for n in ("item", "repeat", "gold", "foreign", "finished", "votes")},
-        **{n: counts[n] for n in ("invalid", "drafts")},
+        "invalid": counts["invalid"],
+        "drafts": counts["drafts"],
         "annotators": {
             _called(number, addresses): {"votes": own["votes"], "skipped": own["skipped"]}
             for number, own in sorted(people.items(), key=lambda p: (p[0] is None, p[0]))

@@ -39,13 +39,15 @@ from pipelines.stages.evaluate import read_history, robustness
 from pipelines.threeae import Picture, read_3ae
 from pipelines.trainingfolder import HISTORY, TrainingFolder
 from victims.base import ScoreScale, stored_state
-from victims.metrics import agreement, srcc
+from victims.metrics import agreement
 from victims.registry import load_victim, save_victim, state_sha256
 
 # Quality of the files in which the old examples are tried too: a platform stores what it gets so.
 JPEG = 95
 # Shares of the fine-tuned weights at which validation is looked at, to choose finetune.blend by.
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+Pairs = tuple[Sequence[Tensor], Sequence[Tensor]]  # photographs, and an example of each
 
 
 @dataclass(frozen=True)
@@ -179,12 +181,13 @@ def _harden(
         )
     own = {s: [p for p in parts[s] if p.victim == name] or parts[s] for s in SPLITS}
     photographs = {p.parent: p for p in examples if not p.adversarial}
-    parents = {s: [photographs[p.parent] for p in own[s]] for s in SPLITS}
-    old = {
-        "old": (_seen(parents["test"], size), _seen(own["test"], size)),
-        "old_jpeg": (_seen(parents["test"], size, JPEG), _seen(own["test"], size, JPEG)),
-    }
-    aside = (_seen(parents["validation"], size), _seen(own["validation"], size))
+
+    def pairs(split: str, jpeg: int | None = None) -> Pairs:
+        parents = [photographs[p.parent] for p in own[split]]
+        return _seen(parents, size, jpeg), _seen(own[split], size, jpeg)
+
+    old = {"old": pairs("test"), "old_jpeg": pairs("test", JPEG)}
+    aside = pairs("validation")
     before = {"before": _measure(original or model, scale, clean["test"], old)}
     if getattr(original, "input_size", size) != size:
         before["resized"] = _measure(model, scale, clean["test"], old)
@@ -193,7 +196,7 @@ def _harden(
     history = _train(
         model, scale, clean, adversarial, originals, size, params, name, work, original
     )
-    along = _along(model, came, clean["validation"], aside) if aside[1] else []
+    along = _along(model, came, scale, clean["validation"], aside) if aside[1] else []
     blend(model, came, params.finetune.blend)
     return {
         "n_train": {"clean": len(clean["train"][0]), "adversarial": len(parts["train"])},
@@ -272,19 +275,18 @@ def _train(
 def _along(
     model: nn.Module,
     came: Mapping[str, Tensor],
+    scale: ScoreScale,
     clean: Scored,
-    old: tuple[Sequence[Tensor], Sequence[Tensor]],
+    old: Pairs,
 ) -> list[dict[str, Any]]:
     """SRCC and RASR on validation for each share of the fine-tuned weights; model stays."""
     tuned = copy.deepcopy(model.state_dict())
     rows = []
     for share in SHARES:
         blend(model, came, share)
-        scores, x, y = (scores_of(model, images) for images in (clean[0], *old))
-        rows.append(
-            {"blend": share, "srcc": _finite(srcc(scores, clean[1])), "rasr": _finite(rasr(x, y))}
-        )
+        found = _measure(model, scale, clean, {"old": old})
         model.load_state_dict(tuned)
+        rows.append({"blend": share, "srcc": found["clean"]["srcc"], "rasr": found["old"]["rasr"]})
     return rows
 
 
@@ -292,7 +294,7 @@ def _measure(
     model: nn.Module,
     scale: ScoreScale,
     test: Scored,
-    old: Mapping[str, tuple[Sequence[Tensor], Sequence[Tensor]]],
+    old: Mapping[str, Pairs],
 ) -> dict[str, Any]:
     """Agreement on test, and for each of `old` (photographs, examples) how far it is fooled."""
     clean = scores_of(model, test[0])

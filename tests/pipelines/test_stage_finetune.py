@@ -168,6 +168,7 @@ def test_a_stopped_stage_goes_on_after_its_last_epoch(finetuned, tmp_path, monke
     assert "epoch 0/" not in capfd.readouterr().err
     assert again["after"] == report["after"]
     assert again["history"] == report["history"]
+    assert not (other.layout.work / "finetune" / "net").exists()
 
 
 def test_a_stopped_soup_repeats_no_run(finetuned, tmp_path, monkeypatch, capfd):
