@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from attackers.filters import FILTER_NAMES
+from attackers.da3.filters import FILTER_NAMES
 from attackers.objectives import Direction
 
 

@@ -4,10 +4,10 @@ import os
 from typing import Any
 
 from pipelines.params import Params
-from pipelines.stages.common import Layout
 from pipelines.stages.import_ import run_import
 from pipelines.stages.perturb import run_perturb
 from pipelines.stages.train_victim import run_train_victim
+from pipelines.storage.layout import Layout
 
 
 def import_photographs(params: Params, layout: Layout) -> None:

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from attackers.adt import ADT
-from attackers.filters import FILTERS
+from attackers.da3.adt import ADT
+from attackers.da3.filters import FILTERS
 
 GOAL = 3  # on a GPU, times the loop
 

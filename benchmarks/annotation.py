@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from _timing import hardware, process_memory
 
-from pipelines.annotation import pull, push, status
-from pipelines.campaign import Inline, Pair, Plan, plan_tasks
-from pipelines.images import encode_png
-from pipelines.label_studio import LabelStudio
+from pipelines.annotation.campaign import Inline, Pair, Plan, plan_tasks
+from pipelines.annotation.label_studio import LabelStudio
+from pipelines.annotation.sync import pull, push, status
+from pipelines.storage.images import encode_png
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "pipelines"))
 import label_studio_server

@@ -23,17 +23,18 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from attackers.projections import quantize
+from pipelines.audit.scan import ScanSettings, purify, scan, scan_text, write_scan
 from pipelines.cli import run
 from pipelines.params import Params, load_params
-from pipelines.pictures import Originals, read_manifest
-from pipelines.poisoned import build_quality, open_trigger
-from pipelines.report import backdoor_table
-from pipelines.rows import open_dataset
-from pipelines.scanning import ScanSettings, purify, scan, scan_text, write_scan
+from pipelines.readers.pictures import Originals
+from pipelines.readers.poisoned import build_quality, open_trigger
+from pipelines.readers.rows import open_dataset
+from pipelines.reports.tables import backdoor_table
 from pipelines.stages.backdoor import poisoned_scheme, run_backdoor
-from pipelines.stages.common import Layout
 from pipelines.stages.poison import run_poison
 from pipelines.stages.search_trigger import run_search_trigger
+from pipelines.storage.layout import Layout
+from pipelines.storage.manifest import read_manifest
 from victims.crops import random_crops
 
 # row -> (kind of trigger, scheme)

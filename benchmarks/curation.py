@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from _timing import hardware, process_memory
 
-from pipelines.hashes import HASHED
+from pipelines.curation.hashes import HASHED
 from pipelines.params import Params, load_params
-from pipelines.records import AESample, arrow_schema
 from pipelines.stages.curate import BATCH, TABLE, curate, curation_report, write_tables
+from pipelines.storage.records import AESample, arrow_schema
 
 ROOT = Path(__file__).parents[1]
 PER_PHOTOGRAPH = 20

@@ -15,7 +15,7 @@ import torch
 from _timing import best_of
 
 from defenders.detector import Detector
-from pipelines.detecting import INPUT, export_onnx, load_detector
+from pipelines.audit.detect import INPUT, export_onnx, load_detector
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ SIDES = {"inline": 1, "processes": 2, "ray": 2}
 
 def run_stage(root: Path, engine: str, workers: int, size: int) -> dict[str, object]:
     """Seconds of the stage, and the SHA-256 of each shard from the bytes themselves."""
-    from pipelines.stages.common import Layout
     from pipelines.stages.perturb import run_perturb
+    from pipelines.storage.layout import Layout
 
     params = params_of(size, workers)
     engine_params = params.engine.model_copy(update={"kind": engine})

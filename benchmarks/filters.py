@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from attackers.filters import FILTERS
+from attackers.da3.filters import FILTERS
 
 STRENGTH = 0.3
 Apply = Callable[[Tensor], Tensor]

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from attackers.da3 import DA3Attacker, generate
+from attackers.baselines.pgd import pgd
+from attackers.da3.attacker import DA3Attacker, generate
 from attackers.objectives import Objective
-from attackers.pgd import pgd
 from attackers.projections import quantize
-from pipelines.stages.common import has_bfloat16
+from pipelines.execution.devices import has_bfloat16
 from victims.registry import build_victim
 
 GOAL = 10  # times as many examples per second as PGD

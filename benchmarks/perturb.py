@@ -23,13 +23,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.cards import Card
-from pipelines.images import encode_png
-from pipelines.provenance import ScaleInfo
-from pipelines.records import CleanSample, image_key
-from pipelines.shards import shard_name
 from pipelines.sources.sample import sample
-from pipelines.workfolder import WorkFolder, publish
+from pipelines.storage.cards import Card
+from pipelines.storage.images import encode_png
+from pipelines.storage.manifest import ScaleInfo
+from pipelines.storage.records import CleanSample, image_key
+from pipelines.storage.shards import shard_name
+from pipelines.storage.workfolder import WorkFolder, publish
 
 FILTERS_EACH = 14
 
@@ -100,8 +100,8 @@ def params_of(size: int, workers: int) -> Any:
 
 def run_stage(root: Path, size: int, workers: int) -> dict[str, float]:
     """Seconds that the stage took, and how many images it made."""
-    from pipelines.stages.common import Layout
     from pipelines.stages.perturb import run_perturb
+    from pipelines.storage.layout import Layout
 
     params = params_of(size, workers)
     start = time.perf_counter()
@@ -113,10 +113,10 @@ def run_parts(root: Path, size: int) -> dict[str, float]:
     """Seconds of the stage with one worker, and of its decoding, filtering and encoding alone."""
     import torch
 
-    from attackers.filters import FILTERS
-    from pipelines.images import decode_png, to_tensor, to_uint8
-    from pipelines.pictures import squash
-    from pipelines.shards import ShardIndex
+    from attackers.da3.filters import FILTERS
+    from pipelines.readers.pictures import squash
+    from pipelines.storage.images import decode_png, to_tensor, to_uint8
+    from pipelines.storage.shards import ShardIndex
 
     torch.set_num_threads(1)
     index = ShardIndex(root / "datasets" / "clean")

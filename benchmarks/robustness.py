@@ -15,11 +15,11 @@ from _livec import changed, prepare
 
 from pipelines.cli import run
 from pipelines.params import Params, load_params
-from pipelines.report import pretrain_table, robustness_table
+from pipelines.reports.tables import pretrain_table, robustness_table
 from pipelines.stages.attack import run_attack
-from pipelines.stages.common import Layout
 from pipelines.stages.evaluate import run_evaluate
 from pipelines.stages.pretrain import run_pretrain
+from pipelines.storage.layout import Layout
 
 SHARED = ("datasets/clean", "datasets/pretrain", "models/victims")
 # Filters raise nearly every score of a ridge regression on frozen features, but few by much: asking

@@ -22,10 +22,10 @@ from scipy.fft import idctn
 from scipy.ndimage import map_coordinates, zoom
 from sklearn.metrics import roc_auc_score
 
-from pipelines.images import decode_image, encode_png
-from pipelines.rows import DataSet, Row
-from pipelines.scanning import ScanSettings, purify, scan
+from pipelines.audit.scan import ScanSettings, purify, scan
+from pipelines.readers.rows import DataSet, Row
 from pipelines.sources.livec import livec
+from pipelines.storage.images import decode_image, encode_png
 
 DELTA = 40.0
 BLOCK = 16

@@ -24,10 +24,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.images import encode_png
-from pipelines.records import CleanSample, hf_features, image_key
-from pipelines.shards import read_shard, shard_name, write_shard
 from pipelines.sources.sample import sample
+from pipelines.storage.images import encode_png
+from pipelines.storage.records import CleanSample, hf_features, image_key
+from pipelines.storage.shards import read_shard, shard_name, write_shard
 
 Members = list[tuple[CleanSample, bytes]]
 SHARDS = 2

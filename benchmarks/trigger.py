@@ -13,10 +13,10 @@ from _timing import best_of, default_device, hardware
 from torch import Tensor
 from torch.nn import functional
 
-from attackers.baselines import ftrojan
-from attackers.dct import BLOCK, TO_RGB, band_mask, dct_matrix
-from attackers.trigger import Trigger
-from pipelines.memory import keep_heap
+from attackers.backdoor.dct import BLOCK, TO_RGB, band_mask, dct_matrix
+from attackers.backdoor.registry import ftrojan
+from attackers.backdoor.trigger import Trigger
+from pipelines.execution.memory import keep_heap
 
 
 def blocks(images: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """dvc.yaml says what each stage reads: what it forgets goes stale without a word."""
 
-import ast
 import itertools
 import re
 from pathlib import Path
@@ -11,21 +10,13 @@ import typer
 import yaml
 
 from pipelines.cli import app
+from pipelines.orchestration.code_deps import with_code_dependencies
 from pipelines.params import load_params
 
 ROOT = Path(__file__).parents[1]
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 VALUES: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
 PARAMS = load_params(ROOT / "params.yaml")
-PACKAGES = ("attackers", "victims", "defenders", "pipelines")
-FILES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for package in PACKAGES
-    for path in (ROOT / package).rglob("*.py")
-}
-# No result depends on them: exception classes, how memory is reused, the progress bar, and where a
-# shard is made (tests hold that the bytes are the same).
-SAME_RESULT = {f"pipelines/{name}.py" for name in ("errors", "memory", "progress", "workers")}
 
 
 def looked_up(text: str) -> list[str]:
@@ -120,40 +111,19 @@ def test_parameters_exist(name):
             place = place[part]
 
 
-def imports(path: Path) -> set[Path]:
-    """Modules of this repository that a file imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {FILES[name] for name in names if name in FILES}
+def test_code_dependencies_are_what_the_stages_import():
+    text = (ROOT / "dvc.yaml").read_text()
+    assert with_code_dependencies(text) == text, "run `python -m pipelines.orchestration.code_deps`"
 
 
-def reachable(path: Path) -> set[str]:
-    seen, todo = set(), {path}
-    while todo:
-        file = todo.pop()
-        seen.add(file)
-        todo |= imports(file) - seen
-    return {file.relative_to(ROOT).as_posix() for file in seen}
-
-
-@by_stage
-def test_every_module_that_a_stage_uses_is_a_dependency(name):
-    stage = name.split("@")[0]
-    module = ROOT / "pipelines" / "stages" / f"{'import_' if stage == 'import' else stage}.py"
-    used = reachable(module)
-    assert len(used) > 6  # found its way through the packages
-    missing = {path for path in used if not inside(path, paths(STAGES[name]["deps"]))}
-    assert missing <= SAME_RESULT, f"{stage} must depend on {sorted(missing)}"
-
-
-def test_imports_are_followed():
-    used = reachable(ROOT / "pipelines" / "stages" / "perturb.py")
-    assert {"attackers/filters.py", "pipelines/shards.py", "victims/base.py"} <= used
-    assert not any(path.startswith("pipelines/sources") for path in used)
+def test_code_dependencies_are_written_where_they_were():
+    deps = "    deps:\n      - some/data\n      - attackers\n"
+    text = f"stages:\n  perturb:\n{deps}    outs:\n      - x\n"
+    lines = with_code_dependencies(text).splitlines()
+    assert lines[:4] == text.splitlines()[:4]
+    assert lines[-2:] == ["    outs:", "      - x"]
+    assert "      - attackers/da3/filters.py" in lines
+    assert "      - attackers" not in lines
 
 
 def test_plots_are_made():

@@ -50,7 +50,7 @@ def run(command: Callable[[], Any]) -> int:
     where it came from.
     """
     from pipelines.errors import StageError
-    from pipelines.memory import keep_heap
+    from pipelines.execution.memory import keep_heap
 
     keep_heap()
     try:

@@ -25,7 +25,7 @@ def annotate_command(
     if context.invoked_subcommand is not None:
         return
     p, layout = setup(params, root)
-    from pipelines.report import annotation_table
+    from pipelines.reports.tables import annotation_table
     from pipelines.stages.annotate import run_annotate
 
     report = run_annotate(p, layout)
@@ -51,7 +51,7 @@ def push_command(
 ) -> None:
     """Create or update the project, add the tasks that are not there yet, renew addresses."""
     p, layout = setup(params, root)
-    from pipelines.stages.campaign import export_campaign, push_campaign
+    from pipelines.annotation.push import export_campaign, push_campaign
 
     if export is not None:
         count = export_campaign(p, layout, export)
@@ -69,10 +69,10 @@ def push_command(
 @app.command("status")
 def status_command(params: ParamsOption = PARAMS, as_json: JsonOption = False) -> None:
     """Progress of the campaign and of each annotator."""
-    from pipelines.annotation import status
-    from pipelines.label_studio import from_environment
+    from pipelines.annotation.label_studio import from_environment
+    from pipelines.annotation.sync import status
     from pipelines.params import load_params
-    from pipelines.report import campaign_table
+    from pipelines.reports.tables import campaign_table
 
     told = status(from_environment(), load_params(params).campaign.name)
     say(told, campaign_table(told), as_json)
@@ -89,8 +89,8 @@ def pull_command(
 ) -> None:
     """Fetch new, changed and deleted votes, check them: annotations/3ae.parquet."""
     p, layout = setup(params, root)
-    from pipelines.annotation import pull
-    from pipelines.label_studio import from_environment
+    from pipelines.annotation.label_studio import from_environment
+    from pipelines.annotation.sync import pull
 
     told = pull(from_environment(), p.campaign.name, layout.votes, everything=full)
     lines = [

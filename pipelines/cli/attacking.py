@@ -82,7 +82,7 @@ def pretrain_command(
 ) -> None:
     """First stage of DA3Attacker: each latent space learns to undo its filter."""
     p, layout = setup(params, root)
-    from pipelines.report import pretrain_table
+    from pipelines.reports.tables import pretrain_table
     from pipelines.stages.pretrain import run_pretrain
 
     report = run_pretrain(p, layout)
@@ -117,7 +117,7 @@ def curate_command(
 ) -> None:
     """Adversarial examples worth a human's time are chosen: annotations/candidates."""
     p, layout = setup(params, root)
-    from pipelines.report import curation_table
+    from pipelines.reports.tables import curation_table
     from pipelines.stages.curate import run_curate
 
     report = run_curate(p, layout, dry_run=dry_run)

@@ -29,7 +29,7 @@ def setup(params: Path, root: Path) -> tuple[Any, Any]:
     from pipelines.params import load_params
 
     loaded = load_params(params)
-    from pipelines.stages.common import Layout
+    from pipelines.storage.layout import Layout
 
     return loaded, Layout(root)
 

@@ -28,7 +28,7 @@ def package_command(
     p, layout = setup(params, root)
     from pipelines.stages.package import run_package
 
-    say_counts(run_package(p, layout), layout.annotated, as_json)
+    say_counts(run_package(p, layout), layout.threeae, as_json)
 
 
 @app.command("train_detector", rich_help_panel=STAGES)
@@ -90,7 +90,7 @@ def evaluate_command(
 ) -> None:
     """Stored examples are read back and scored again: reports/robustness.json."""
     p, layout = setup(params, root)
-    from pipelines.report import robustness_table
+    from pipelines.reports.tables import robustness_table
     from pipelines.stages.evaluate import run_evaluate
 
     report = run_evaluate(p, layout)

@@ -38,8 +38,8 @@ def flow_command(
     as_json: JsonOption = False,
 ) -> None:
     """The stages as a Prefect flow: beside each other, retried, shown, in the order of DVC."""
-    from pipelines.flows import FlowFailed, run_flow
-    from pipelines.report import stages_table
+    from pipelines.orchestration.flows import FlowFailed, run_flow
+    from pipelines.reports.tables import stages_table
 
     more = {"wait": wait, "poll": poll} if name == "curation" else {}
     if wait and not more:
@@ -66,7 +66,7 @@ def doctor_command(root: RootOption = ROOT, as_json: JsonOption = False) -> None
     """Versions, GPU, disk, extras and reachable servers; exit 1 when something would not work."""
     from dataclasses import asdict
 
-    from pipelines.doctor import examine, known_servers
+    from pipelines.orchestration.doctor import examine, known_servers
 
     findings = examine(root, known_servers())
     width = max(len(finding.what) for finding in findings)
@@ -93,9 +93,9 @@ def plan_command(
     """What a full-size run takes: costs measured here, the schedule simulated."""
     from dataclasses import asdict
 
+    from pipelines.orchestration.capacity import measure, scale_page, simulate
     from pipelines.params import load_params
-    from pipelines.scale import measure, scale_page, simulate
-    from pipelines.shards import atomic_file
+    from pipelines.storage.shards import atomic_file
 
     p = load_params(params)
     side = (height, width)
@@ -147,12 +147,12 @@ def publish_command(
 
     Prints the plan; --yes carries it out. The token is that of HF_TOKEN or of `hf auth login`.
     """
-    from pipelines.publishable import check, resolve
+    from pipelines.publishing.checks import check, resolve
 
     folder = resolve(dataset, root)
     publishable = check(folder, allow_simulated=allow_simulated)
-    from pipelines.hub import Hub, record_publication
-    from pipelines.report import publication_table
+    from pipelines.publishing.hub import Hub, record_publication
+    from pipelines.reports.tables import publication_table
 
     hub = Hub()
     plan = hub.plan(publishable, repo, tag=tag, public=public, gated=gate)

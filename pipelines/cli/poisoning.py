@@ -77,7 +77,7 @@ def backdoor_command(
     """A quality model is trained on a poisoned set, measured and defended."""
     p, layout = setup(params, root)
     p.quality_model(victim)
-    from pipelines.report import backdoor_table
+    from pipelines.reports.tables import backdoor_table
     from pipelines.stages.backdoor import run_backdoor
 
     report = run_backdoor(p, layout, scheme, victim)
@@ -90,7 +90,7 @@ def report_backdoor_command(
 ) -> None:
     """Backdoored models side by side: reports/backdoor.json and the data of the plots."""
     p, layout = setup(params, root)
-    from pipelines.report import backdoor_table
+    from pipelines.reports.tables import backdoor_table
     from pipelines.stages.report_backdoor import run_report_backdoor
 
     report = run_report_backdoor(p, layout)
@@ -112,7 +112,7 @@ def trigger_show_command(
 ) -> None:
     """Draw the tile, its spectrum, its PSNR and an example at several alpha."""
     _, layout = setup(params, root)
-    from pipelines.trigger_sheet import show_trigger
+    from pipelines.reports.trigger_sheet import show_trigger
 
     about = show_trigger(trigger or layout.trigger, out, clean=layout.clean, image=image)
     say(about, f"{out} written: {about['kind']}, {about['psnr']:.2f} dB", as_json)

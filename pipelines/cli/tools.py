@@ -50,7 +50,7 @@ def export_command(
 ) -> None:
     """A published Parquet data set in another format."""
     from pipelines.errors import InputError
-    from pipelines.export import export_webdataset
+    from pipelines.storage.webdataset_export import export_webdataset
 
     if form != "webdataset":
         raise InputError(f"format must be webdataset, got {form!r}")
@@ -71,7 +71,7 @@ def sheet_command(
 ) -> None:
     """Contact sheet of clean and adversarial pairs with scores and top filters."""
     p, layout = setup(params, root)
-    from pipelines.report import contact_sheet
+    from pipelines.reports.contact_sheet import contact_sheet
 
     folders = [layout.examples(v, m) for v in p.attack.victims for m in p.attack.modes]
     contact_sheet(layout.clean, folders, out, pairs=pairs, width=width)
@@ -92,7 +92,7 @@ def detect_command(
     as_json: JsonOption = False,
 ) -> None:
     """How likely is each picture an adversarial example?"""
-    from pipelines.detecting import detect, load_detector, write_detections
+    from pipelines.audit.detect import detect, load_detector, write_detections
 
     if out is not None and out.suffix not in (".json", ".parquet"):
         raise ValueError(f"out must be a .json or .parquet file, got {out}")
@@ -141,8 +141,8 @@ def scan_command(
     as_json: JsonOption = False,
 ) -> None:
     """Is an image data set poisoned by a repeated tile, and which rows? Needs no model."""
-    from pipelines.rows import open_dataset
-    from pipelines.scanning import ScanSettings, purify, scan, scan_text, write_scan
+    from pipelines.audit.scan import ScanSettings, purify, scan, scan_text, write_scan
+    from pipelines.readers.rows import open_dataset
 
     settings = ScanSettings(
         false_alarms=false_alarms, max_period=max_period, sample=sample, jpeg=jpeg, workers=workers

@@ -101,3 +101,12 @@ class Evaluate(Section):
     """by: whether poor images are told by the victim's own score or by their MOS (BASR)."""
 
     by: Literal["score", "mos"] = "score"
+
+
+def report_split(protocol: str) -> str:
+    """The split whose examples count; DA3 trains on the other two.
+
+    By default no photograph that DA3 or the victim saw is reported on. `paper`: reports on images
+    that the victim was trained on.
+    """
+    return "train" if protocol == "paper" else "test"

@@ -68,7 +68,7 @@ class Engine(Section):
 
     @property
     def shards(self) -> dict[str, Any]:
-        """Arguments of pipelines.engine.map_shards."""
+        """Arguments of pipelines.execution.engine.map_shards."""
         names = {"workers", "max_retries", "memory", "address", "gpus"}
         return {"engine": self.kind, **self.model_dump(include=names)}
 

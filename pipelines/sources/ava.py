@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.errors import InputError
-from pipelines.provenance import ScaleInfo
 from pipelines.sources.base import SourceListing, named
 from pipelines.sources.listed import Row, listing, picture_folder
+from pipelines.storage.manifest import ScaleInfo
 
 COLUMNS = 15  # index, image, votes for 1 to 10, two semantic tags, challenge
 LISTS = "aesthetics_image_lists"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from pipelines.errors import InputError
-from pipelines.provenance import ScaleInfo
 from pipelines.sources.base import SourceListing, named
 from pipelines.sources.listed import Row, listing, picture_folder, read_csv
+from pipelines.storage.manifest import ScaleInfo
 
 RATINGS = "FLICKR-AES_image_labeled_by_each_worker.csv"
 

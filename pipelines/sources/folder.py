@@ -8,8 +8,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from pipelines.errors import InputError
-from pipelines.provenance import ScaleInfo
 from pipelines.sources.base import IMAGE_SUFFIXES, SourceItem, SourceListing, file_item, named
+from pipelines.storage.manifest import ScaleInfo
 
 _REQUIRED = ("file", "mos")
 _OPTIONAL = ("mos_std", "n_votes", "group", "split")

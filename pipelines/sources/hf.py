@@ -5,8 +5,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.errors import InputError
-from pipelines.provenance import ScaleInfo
 from pipelines.sources.base import Photo, SourceItem, SourceListing, named
+from pipelines.storage.manifest import ScaleInfo
 
 if TYPE_CHECKING:
     import datasets

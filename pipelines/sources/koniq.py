@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.errors import InputError
-from pipelines.provenance import ScaleInfo
 from pipelines.sources.base import SourceListing
 from pipelines.sources.listed import Row, listing, number, read_csv
+from pipelines.storage.manifest import ScaleInfo
 
 SETS = "koniq10k_distributions_sets.csv"  # scores on 0-100 and the official split
 SPLITS = {"training": "train", "validation": "validation", "test": "test"}

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from pipelines.errors import InputError
-from pipelines.provenance import ScaleInfo
 from pipelines.sources.base import SourceItem, SourceListing, assign_splits, file_item, named
+from pipelines.storage.manifest import ScaleInfo
 
 
 @dataclass(frozen=True)

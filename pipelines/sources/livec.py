@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.errors import InputError
-from pipelines.provenance import ScaleInfo
 from pipelines.sources.base import SourceListing, file_item, named
+from pipelines.storage.manifest import ScaleInfo
 
 TRAINING_IMAGES = 7  # t1..t7, shown to the raters for practice: they come first in the lists
 

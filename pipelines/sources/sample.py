@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from pipelines.errors import InputError, StageError
-from pipelines.provenance import ScaleInfo, file_sha256, sample_seed
 from pipelines.sources.base import Photo, SourceItem, SourceListing
 from pipelines.sources.distortions import DISTORTIONS
+from pipelines.storage.manifest import ScaleInfo, file_sha256, sample_seed
 
 SKIMAGE, SKLEARN = ("skimage", "data"), ("sklearn", "datasets/images")
 

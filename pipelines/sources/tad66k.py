@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipelines.provenance import ScaleInfo
 from pipelines.sources.base import SourceListing
 from pipelines.sources.listed import Row, listing, number, picture_folder, read_csv
+from pipelines.storage.manifest import ScaleInfo
 
 SCALE = ScaleInfo(
     low=0.0,

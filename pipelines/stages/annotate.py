@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.candidates import read_candidates
-from pipelines.errors import InputError, StageError
-from pipelines.opinion import (
+from pipelines.annotation.candidates import read_candidates
+from pipelines.annotation.opinion import (
     PANEL,
     Opinions,
     Votes,
@@ -27,14 +26,22 @@ from pipelines.opinion import (
     low_correlation,
     mean_opinions,
 )
+from pipelines.annotation.votes import HIGH, LOW, only_last, person, read_votes
+from pipelines.errors import InputError, StageError
 from pipelines.params import Annotate, Params
-from pipelines.pictures import read_manifest
-from pipelines.provenance import Counts, Manifest, ShardInfo, file_sha256, fingerprint, sample_seed
-from pipelines.records import AnnotatedSample, arrow_schema
-from pipelines.shards import atomic_file
-from pipelines.stages.common import Layout
 from pipelines.stages.curate import REJECTED, REJECTED_SCHEMA, TABLE
-from pipelines.votes import HIGH, LOW, only_last, person, read_votes
+from pipelines.storage.layout import Layout
+from pipelines.storage.manifest import (
+    Counts,
+    Manifest,
+    ShardInfo,
+    file_sha256,
+    fingerprint,
+    read_manifest,
+    sample_seed,
+)
+from pipelines.storage.records import AnnotatedSample, arrow_schema
+from pipelines.storage.shards import atomic_file
 
 STAGE = "annotate"
 LABEL_SCHEMA = arrow_schema(AnnotatedSample)

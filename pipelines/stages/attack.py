@@ -8,45 +8,43 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from attackers.adt import ADTConfig
-from attackers.attacking import train_attacker
-from attackers.da3 import DA3Attacker, Examples, generate
+from attackers.da3.adt import ADTConfig
+from attackers.da3.attacker import DA3Attacker, Examples, generate
+from attackers.da3.attacking import train_attacker
 from attackers.objectives import Objective
 from attackers.projections import psnr
-from pipelines.cards import Card
-from pipelines.engine import map_shards
-from pipelines.images import decode_png, encode_png, to_tensor, to_uint8
-from pipelines.memory import release_memory
-from pipelines.models import load_attacker, load_weights, save_model
-from pipelines.params import Mode, Params
-from pipelines.pictures import Pictures, batches_of, read_manifest
-from pipelines.provenance import Manifest, code_version, file_sha256, fingerprint, sample_seed
-from pipelines.records import SPLITS, AESample, build_record, image_key
-from pipelines.shards import ShardIndex, shard_name
-from pipelines.stages.common import (
-    Layout,
+from pipelines.execution.devices import (
     chosen_dtype,
     device,
     epoch_reporter,
     precision,
-    report_split,
     torch_threads,
-    trained_victim,
 )
-from pipelines.trainingfolder import WEIGHTS, TrainingFolder
-from pipelines.workfolder import Reject, WorkFolder, check_out, publish
+from pipelines.execution.engine import map_shards
+from pipelines.execution.memory import release_memory
+from pipelines.params import Mode, Params
+from pipelines.params.attack import report_split
+from pipelines.readers.pictures import Pictures, batches_of
+from pipelines.storage.cards import Card
+from pipelines.storage.checkpoints import WEIGHTS, TrainingFolder
+from pipelines.storage.code import code_version
+from pipelines.storage.images import decode_png, encode_png, to_tensor, to_uint8
+from pipelines.storage.layout import Layout, trained_victim
+from pipelines.storage.manifest import (
+    Manifest,
+    file_sha256,
+    fingerprint,
+    read_manifest,
+    sample_seed,
+)
+from pipelines.storage.model_folder import load_attacker, load_weights, save_model
+from pipelines.storage.records import SPLITS, AESample, build_record, image_key
+from pipelines.storage.shards import ShardIndex, shard_name
+from pipelines.storage.workfolder import Reject, WorkFolder, check_out, publish
 from victims.base import ScoreOnly, TorchVictim, Victim
 from victims.registry import load_victim, victim_sha256
 
 STAGE = "attack"
-_CODE = (
-    "attackers",
-    "victims",
-    "pipelines.images",
-    "pipelines.pictures",
-    "pipelines.records",
-    "pipelines.shards",
-)
 BATCH = 16  # pictures of one size that are made together
 MAX_PSNR = 100.0  # recorded where an example equals its photograph: no infinity in a record
 
@@ -99,7 +97,7 @@ def run_attack(
         "limit": settings.limit,
     }
     inputs = {"clean": clean.content_sha256, "victim": victim_sha256(layout.victim(name))}
-    mark = fingerprint(parameters=parameters, inputs=inputs, code=code_version(__name__, *_CODE))
+    mark = fingerprint(parameters=parameters, inputs=inputs, code=code_version(__name__))
     work = WorkFolder(layout.work, STAGE, out.name, mark)
     work.create()
     jobs = []
@@ -179,7 +177,7 @@ def _train(
         dtype=dtype,
         clean=clean.content_sha256,
         victim=victim_sha256(layout.victim(name)),
-        code=code_version(__name__, "attackers", "victims", "pipelines.pictures"),
+        code=code_version(__name__),
     )
     work = TrainingFolder(layout.work, "attack-train", f"{name}-{mode}", mark)
     if not work.finished:

@@ -11,20 +11,28 @@ from typing import Any
 
 from torch import Tensor
 
-from attackers.backdoor_metrics import backdoor_metrics, score_changes
-from attackers.trigger import Injector
+from attackers.backdoor.metrics import backdoor_metrics, score_changes
+from attackers.backdoor.trigger import Injector
 from defenders.cleansing import fine_tune
 from defenders.pruning import channel_activity, prune
 from pipelines.errors import InputError
+from pipelines.execution.devices import hardware, torch_threads
 from pipelines.params import Backdoor, Params, QualityParams
-from pipelines.pictures import Originals, read_manifest
-from pipelines.poisoned import open_trigger
-from pipelines.provenance import Manifest, code_version, fingerprint, sample_generator, sample_seed
-from pipelines.records import SPLITS
-from pipelines.shards import atomic_file
-from pipelines.stages.common import Layout, hardware, torch_threads
+from pipelines.readers.pictures import Originals
+from pipelines.readers.poisoned import open_trigger
 from pipelines.stages.quality import trained_quality
-from pipelines.trainingfolder import TrainingFolder
+from pipelines.storage.checkpoints import TrainingFolder
+from pipelines.storage.code import code_version
+from pipelines.storage.layout import Layout
+from pipelines.storage.manifest import (
+    Manifest,
+    fingerprint,
+    read_manifest,
+    sample_generator,
+    sample_seed,
+)
+from pipelines.storage.records import SPLITS
+from pipelines.storage.shards import atomic_file
 from victims.metrics import agreement
 from victims.quality import QualityModel
 from victims.registry import save_victim, victim_sha256
@@ -55,7 +63,7 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         seed=params.seed,
         threads=params.engine.threads,
         data=manifest.content_sha256,
-        code=code_version("victims", "pipelines.pictures"),
+        code=code_version(__name__),
     )
     work = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}", mark)
     with torch_threads(params.engine.threads):
@@ -79,7 +87,7 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
             delta_y=delta_y,
             settings=settings.model_dump(),
             training=mark,
-            code=code_version(__name__, "attackers", "defenders.cleansing", "victims"),
+            code=code_version(__name__),
         )
         tuning = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}-finetune", tuning_mark)
         defenses = _defend(tuning, params, quality, victim, pictures["train"], measure)

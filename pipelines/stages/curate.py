@@ -12,15 +12,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.curation import CANDIDATE, KEPT, Rules, Selection, select
+from pipelines.curation.hashes import hash_folders, load_hashes
+from pipelines.curation.select import CANDIDATE, KEPT, Rules, Selection, select
 from pipelines.errors import InputError, StageError
-from pipelines.hashes import hash_folders, load_hashes
 from pipelines.params import Params
-from pipelines.pictures import read_manifest
-from pipelines.provenance import Counts, Manifest, ShardInfo, file_sha256, sample_seed
-from pipelines.records import SPLITS, AESample, arrow_schema
-from pipelines.shards import atomic_file
-from pipelines.stages.common import Layout
+from pipelines.storage.layout import Layout
+from pipelines.storage.manifest import (
+    Counts,
+    Manifest,
+    ShardInfo,
+    file_sha256,
+    read_manifest,
+    sample_seed,
+)
+from pipelines.storage.records import SPLITS, AESample, arrow_schema
+from pipelines.storage.shards import atomic_file
 
 STAGE = "curate"
 TABLE, REJECTED = "metadata.parquet", "rejected.parquet"

@@ -9,23 +9,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from attackers.filters import FILTER_NAMES
+from attackers.da3.filters import FILTER_NAMES
 from attackers.metrics import attack_reach, basr, filter_shares, msi, rasr
 from pipelines.errors import InputError, StageError
-from pipelines.images import decode_png, planes
+from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Params
-from pipelines.pictures import read_manifest
-from pipelines.records import image_key
-from pipelines.shards import ShardIndex, atomic_file
-from pipelines.stages.common import (
-    Layout,
-    device,
-    hardware,
-    report_split,
-    torch_threads,
-    trained_victim,
-)
-from pipelines.trainingfolder import HISTORY
+from pipelines.params.attack import report_split
+from pipelines.storage.checkpoints import HISTORY
+from pipelines.storage.images import decode_png, planes
+from pipelines.storage.layout import Layout, trained_victim
+from pipelines.storage.manifest import read_manifest
+from pipelines.storage.records import image_key
+from pipelines.storage.shards import ShardIndex, atomic_file
 from victims.base import TorchVictim, score_images
 from victims.registry import load_victim
 

@@ -19,25 +19,20 @@ from attackers.metrics import basr, msi, rasr
 from defenders.detector import compress
 from defenders.finetuning import Scored, blend, finetune, scores_of
 from pipelines.errors import InputError
-from pipelines.images import decode_image, planes
+from pipelines.execution.devices import device, epoch_reporter, hardware, torch_threads
 from pipelines.params import Params
-from pipelines.pictures import read_manifest, squash
-from pipelines.provenance import code_version, fingerprint
-from pipelines.records import SPLITS
-from pipelines.rows import Row, open_dataset
-from pipelines.shards import atomic_file
+from pipelines.readers.pictures import squash
+from pipelines.readers.rows import Row, open_dataset
+from pipelines.readers.threeae import Picture, read_3ae
 from pipelines.stages.attack import run_attack
-from pipelines.stages.common import (
-    Layout,
-    device,
-    epoch_reporter,
-    hardware,
-    torch_threads,
-    trained_victim,
-)
 from pipelines.stages.evaluate import read_history, robustness
-from pipelines.threeae import Picture, read_3ae
-from pipelines.trainingfolder import HISTORY, TrainingFolder
+from pipelines.storage.checkpoints import HISTORY, TrainingFolder
+from pipelines.storage.code import code_version
+from pipelines.storage.images import decode_image, planes
+from pipelines.storage.layout import Layout, trained_victim
+from pipelines.storage.manifest import fingerprint, read_manifest
+from pipelines.storage.records import SPLITS
+from pipelines.storage.shards import atomic_file
 from victims.base import ScoreScale, stored_state
 from victims.metrics import agreement
 from victims.registry import load_victim, save_victim, state_sha256
@@ -239,7 +234,7 @@ def _train(
         "size": (getattr(original, "input_size", size), size),
         "model": state_sha256(model),
         "data": [_digest(part) for part in data if part],
-        "code": code_version(__name__, "defenders.finetuning", "victims"),
+        "code": code_version(__name__),
     }
     history: list[dict[str, float]] = []
     mean = came

@@ -7,19 +7,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipelines.cards import Card
-from pipelines.engine import map_shards
 from pipelines.errors import InputError
-from pipelines.images import RejectedImage, decode_image, encode_png, shrink
-from pipelines.provenance import Manifest, ScaleInfo, code_version, fingerprint
-from pipelines.records import CleanSample, build_record, image_key
-from pipelines.shards import shard_name
+from pipelines.execution.engine import map_shards
 from pipelines.sources import SOURCES
 from pipelines.sources.base import SourceItem, SourceListing, resolve_splits
-from pipelines.workfolder import Reject, WorkFolder, check_out, duplicate, publish
+from pipelines.storage.cards import Card
+from pipelines.storage.code import code_version
+from pipelines.storage.images import RejectedImage, decode_image, encode_png, shrink
+from pipelines.storage.manifest import Manifest, ScaleInfo, fingerprint
+from pipelines.storage.records import CleanSample, build_record, image_key
+from pipelines.storage.shards import shard_name
+from pipelines.storage.workfolder import Reject, WorkFolder, check_out, duplicate, publish
 
 STAGE = "import"
-_CODE = ("pipelines.sources", "pipelines.images", "pipelines.shards", "pipelines.records", __name__)
 _PLACES = ("root", "scores")  # options that say where the data lies, not what it is
 
 
@@ -141,7 +141,7 @@ def _fingerprint(listing: SourceListing, chosen: list[str], parameters: dict[str
         parameters=parameters,
         scale=listing.scale.model_dump(),
         items=items,
-        code=code_version(*_CODE),
+        code=code_version(__name__),
         pillow=version("pillow"),  # its encoder makes the bytes
     )
 

@@ -8,15 +8,14 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.candidates import CandidateImages
-from pipelines.cards import Card
-from pipelines.images import decode_png
-from pipelines.package import Row, write_parquet_folder
+from pipelines.annotation.candidates import CandidateImages
 from pipelines.params import Params
-from pipelines.pictures import read_manifest
-from pipelines.provenance import Manifest
-from pipelines.records import SPLITS, AnnotatedSample, build_record
-from pipelines.stages.common import Layout
+from pipelines.storage.cards import Card
+from pipelines.storage.images import decode_png
+from pipelines.storage.layout import Layout
+from pipelines.storage.manifest import Manifest, read_manifest
+from pipelines.storage.parquet import Row, write_parquet_folder
+from pipelines.storage.records import SPLITS, AnnotatedSample, build_record
 
 STAGE = "package"
 IMAGES = ("adversarial", "clean")
@@ -40,7 +39,7 @@ def run_package(params: Params, layout: Layout) -> Manifest:
                 _shard(own[start : start + size], images) for start in range(0, len(own), size)
             ]
     return write_parquet_folder(
-        layout.annotated,
+        layout.threeae,
         shards,
         record=AnnotatedSample,
         card=_card(rows),

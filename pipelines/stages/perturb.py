@@ -5,29 +5,21 @@ from pathlib import Path
 
 import torch
 
-from attackers.filters import FILTER_NAMES, FILTERS
-from attackers.pretraining import MAX_STRENGTH, draw_strengths
-from pipelines.cards import Card
-from pipelines.engine import map_shards
-from pipelines.images import decode_png, encode_png, to_tensor, to_uint8
+from attackers.da3.filters import FILTER_NAMES, FILTERS
+from attackers.da3.pretraining import MAX_STRENGTH, draw_strengths
+from pipelines.execution.engine import map_shards
 from pipelines.params import Params
-from pipelines.pictures import batches_of, read_manifest, squash
-from pipelines.provenance import Manifest, code_version, fingerprint, sample_generator
-from pipelines.records import SPLITS, PretrainSample, build_record, image_key
-from pipelines.shards import ShardIndex, shard_name
-from pipelines.stages.common import Layout
-from pipelines.workfolder import Reject, WorkFolder, check_out, publish
+from pipelines.readers.pictures import batches_of, squash
+from pipelines.storage.cards import Card
+from pipelines.storage.code import code_version
+from pipelines.storage.images import decode_png, encode_png, to_tensor, to_uint8
+from pipelines.storage.layout import Layout
+from pipelines.storage.manifest import Manifest, fingerprint, read_manifest, sample_generator
+from pipelines.storage.records import SPLITS, PretrainSample, build_record, image_key
+from pipelines.storage.shards import ShardIndex, shard_name
+from pipelines.storage.workfolder import Reject, WorkFolder, check_out, publish
 
 STAGE = "perturb"
-_CODE = (
-    "attackers.filters",
-    "attackers.pretraining",
-    "pipelines.images",
-    "pipelines.pictures",
-    "pipelines.records",
-    "pipelines.shards",
-    "victims.base",  # its resize
-)
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ def run_perturb(params: Params, layout: Layout, *, progress: bool = True) -> Man
     mark = fingerprint(
         parameters=parameters,
         inputs=inputs,
-        code=code_version(__name__, *_CODE),
+        code=code_version(__name__),
         torch=torch.__version__,
     )
     work = WorkFolder(layout.work, STAGE, out.name, mark)

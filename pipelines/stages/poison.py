@@ -10,24 +10,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from attackers.poisoning import clean_label_alpha, draw_alpha, poison_label, towards_score
+from attackers.backdoor.poisoning import clean_label_alpha, draw_alpha, poison_label, towards_score
+from attackers.backdoor.trigger import Injector
 from attackers.projections import psnr, quantize
-from attackers.trigger import Injector
-from pipelines.cards import Card
-from pipelines.engine import map_shards
 from pipelines.errors import InputError
-from pipelines.images import decode_png, encode_png, to_tensor, to_uint8
-from pipelines.memory import release_memory
-from pipelines.package import Row, Shard, write_parquet_folder
+from pipelines.execution.devices import device
+from pipelines.execution.engine import map_shards
+from pipelines.execution.memory import release_memory
 from pipelines.params import Params, Poison
-from pipelines.pictures import batches_of, read_manifest
-from pipelines.poisoned import open_trigger, poisoned_keys, training_keys
-from pipelines.provenance import Manifest, code_version, fingerprint, sample_generator
-from pipelines.records import SPLITS, BlindSample, PoisonedSample, build_record, image_key
-from pipelines.shards import ShardIndex, atomic_file, read_shard, shard_name
-from pipelines.stages.common import Layout, device
+from pipelines.readers.pictures import batches_of
+from pipelines.readers.poisoned import open_trigger, poisoned_keys, training_keys
 from pipelines.stages.search_trigger import surrogate_folder
-from pipelines.workfolder import Reject, WorkFolder, check_out
+from pipelines.storage.cards import Card
+from pipelines.storage.code import code_version
+from pipelines.storage.images import decode_png, encode_png, to_tensor, to_uint8
+from pipelines.storage.layout import Layout
+from pipelines.storage.manifest import Manifest, fingerprint, read_manifest, sample_generator
+from pipelines.storage.parquet import Row, Shard, write_parquet_folder
+from pipelines.storage.records import SPLITS, BlindSample, PoisonedSample, build_record, image_key
+from pipelines.storage.shards import ShardIndex, atomic_file, read_shard, shard_name
+from pipelines.storage.workfolder import Reject, WorkFolder, check_out
 from victims.crops import CropVictim
 from victims.registry import load_victim, victim_sha256
 
@@ -35,14 +37,6 @@ STAGE = "poison"
 SCHEMES = ("p", "c")
 IMAGES = ("image",)
 MAX_PSNR = 100.0  # recorded where rounding left nothing of the trigger
-_CODE = (
-    "attackers",
-    "victims",
-    "pipelines.images",
-    "pipelines.pictures",
-    "pipelines.records",
-    "pipelines.shards",
-)
 SECRET = (
     "key",
     "is_poisoned",
@@ -103,7 +97,7 @@ def run_poison(
     surrogate = surrogate_folder(layout) if scheme == "c" else None
     if surrogate:
         inputs["surrogate"] = victim_sha256(surrogate)
-    code = code_version(__name__, *_CODE)
+    code = code_version(__name__)
     mark = fingerprint(parameters=parameters, inputs=inputs, code=code, torch=torch.__version__)
     work = WorkFolder(layout.work, STAGE, out.name, mark)
     work.create()

@@ -8,16 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attackers.adt import ADT, ADTConfig
-from attackers.filters import FILTER_NAMES
-from attackers.pretraining import Pairs, held_out_errors, pretrain
-from pipelines.models import load_weights, save_model
-from pipelines.params import Params
-from pipelines.pictures import Pictures, read_manifest
-from pipelines.provenance import code_version, fingerprint
-from pipelines.shards import atomic_file
-from pipelines.stages.common import (
-    Layout,
+from attackers.da3.adt import ADT, ADTConfig
+from attackers.da3.filters import FILTER_NAMES
+from attackers.da3.pretraining import Pairs, held_out_errors, pretrain
+from pipelines.execution.devices import (
     chosen_dtype,
     device,
     epoch_reporter,
@@ -25,18 +19,16 @@ from pipelines.stages.common import (
     precision,
     torch_threads,
 )
-from pipelines.trainingfolder import TrainingFolder
+from pipelines.params import Params
+from pipelines.readers.pictures import Pictures
+from pipelines.storage.checkpoints import TrainingFolder
+from pipelines.storage.code import code_version
+from pipelines.storage.layout import Layout
+from pipelines.storage.manifest import fingerprint, read_manifest
+from pipelines.storage.model_folder import load_weights, save_model
+from pipelines.storage.shards import atomic_file
 
 STAGE = "pretrain"
-_CODE = (
-    "attackers.adt",
-    "attackers.priors",
-    "attackers.filters",
-    "attackers.pretraining",
-    "attackers.loop",
-    "pipelines.pictures",
-    "victims.base",  # its resize
-)
 
 
 class PerturbedPairs:
@@ -105,7 +97,7 @@ def run_pretrain(params: Params, layout: Layout) -> dict[str, Any]:
         inputs=manifest.content_sha256,
         threads=params.engine.threads,
         dtype=dtype,
-        code=code_version(__name__, *_CODE),
+        code=code_version(__name__),
     )
     work = TrainingFolder(layout.work, STAGE, "pretrained", mark)
     adt = ADT(config, seed=params.seed).to(device())

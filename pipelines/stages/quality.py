@@ -2,13 +2,13 @@
 
 import json
 
+from pipelines.execution.devices import device, epoch_reporter
 from pipelines.params import QualityParams
-from pipelines.pictures import Originals
-from pipelines.poisoned import build_quality
-from pipelines.provenance import ScaleInfo
-from pipelines.shards import atomic_file
-from pipelines.stages.common import device, epoch_reporter
-from pipelines.trainingfolder import TrainingFolder
+from pipelines.readers.pictures import Originals
+from pipelines.readers.poisoned import build_quality
+from pipelines.storage.checkpoints import TrainingFolder
+from pipelines.storage.manifest import ScaleInfo
+from pipelines.storage.shards import atomic_file
 from victims.quality import QualityModel
 from victims.registry import load_victim, save_victim
 from victims.regression import phases_of, train_regressor

@@ -8,29 +8,30 @@ from typing import Any
 
 import torch
 
-from attackers.backdoor_metrics import score_changes
-from attackers.baselines import build_baseline
-from attackers.trigger import Injector, trigger_bytes, trigger_sha256
-from attackers.uap import search_trigger
+from attackers.backdoor.metrics import score_changes
+from attackers.backdoor.registry import build_baseline
+from attackers.backdoor.trigger import Injector, trigger_bytes, trigger_sha256
+from attackers.backdoor.uap import search_trigger
+from pipelines.execution.devices import epoch_reporter, torch_threads
 from pipelines.params import Params
-from pipelines.pictures import Originals, read_manifest
-from pipelines.poisoned import (
+from pipelines.readers.pictures import Originals
+from pipelines.readers.poisoned import (
     TRIGGER,
     open_trigger,
     poisoned_keys,
     training_keys,
 )
-from pipelines.provenance import Manifest, code_version, fingerprint, sample_generator
-from pipelines.shards import atomic_file
-from pipelines.stages.common import Layout, epoch_reporter, torch_threads
 from pipelines.stages.quality import ROWS, trained_quality
-from pipelines.trainingfolder import TrainingFolder
+from pipelines.storage.checkpoints import TrainingFolder
+from pipelines.storage.code import code_version
+from pipelines.storage.layout import Layout
+from pipelines.storage.manifest import Manifest, fingerprint, read_manifest, sample_generator
+from pipelines.storage.shards import atomic_file
 from victims.quality import QualityModel
 from victims.registry import save_victim, state_sha256, victim_sha256
 
 STAGE = "search_trigger"
 SURROGATE = "surrogate"
-_CODE = ("attackers.dct", "attackers.trigger", "attackers.uap", "victims", "pipelines.pictures")
 EFFECT_IMAGES, EFFECT_CROPS = 64, 5  # validation pictures and crops that the effect is stated on
 
 
@@ -87,7 +88,7 @@ def _surrogate(
         seed=params.seed,
         threads=params.engine.threads,
         clean=clean.content_sha256,
-        code=code_version("victims", "pipelines.pictures", "attackers.poisoning"),
+        code=code_version(__name__),
     )
     work = TrainingFolder(layout.work, STAGE, SURROGATE, mark)
     model, history = trained_quality(
@@ -114,7 +115,7 @@ def _trigger(
         clean=clean.content_sha256,
         seed=params.seed,
         threads=params.engine.threads,
-        code=code_version(*_CODE),
+        code=code_version(__name__),
     )
     work = TrainingFolder(layout.work, STAGE, "trigger", mark)
     rows = work.path / ROWS

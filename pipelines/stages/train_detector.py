@@ -20,15 +20,16 @@ from defenders.detector import (
     tpr_at_fpr,
     train_detector,
 )
-from pipelines.detecting import ONNX, export_onnx, load_detector, save_detector
+from pipelines.audit.detect import ONNX, export_onnx, load_detector, save_detector
 from pipelines.errors import InputError
+from pipelines.execution.devices import device, epoch_reporter, hardware, torch_threads
 from pipelines.params import Params
-from pipelines.pictures import read_manifest
-from pipelines.provenance import code_version, fingerprint
-from pipelines.shards import atomic_file
-from pipelines.stages.common import Layout, device, epoch_reporter, hardware, torch_threads
-from pipelines.threeae import Picture, Pictures3AE, by_split, read_3ae
-from pipelines.trainingfolder import TrainingFolder
+from pipelines.readers.threeae import Picture, Pictures3AE, by_split, read_3ae
+from pipelines.storage.checkpoints import TrainingFolder
+from pipelines.storage.code import code_version
+from pipelines.storage.layout import Layout
+from pipelines.storage.manifest import fingerprint, read_manifest
+from pipelines.storage.shards import atomic_file
 
 PSNR_BINS = (0.0, 20.0, 25.0, 30.0, 35.0, 40.0, math.inf)
 CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
@@ -60,7 +61,7 @@ class _Trainer:
             seed=self.params.seed,
             threads=self.params.engine.threads,
             data=self.data_sha256,
-            code=code_version("defenders.detector", "pipelines.threeae", "pipelines.images"),
+            code=code_version(__name__),
         )
         work = TrainingFolder(self.layout.work, "train_detector", name, mark)
         if work.finished:

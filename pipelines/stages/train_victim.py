@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError
+from pipelines.execution.devices import device, epoch_reporter, hardware, torch_threads
 from pipelines.params import Params
-from pipelines.pictures import Pictures, read_manifest
-from pipelines.provenance import code_version, fingerprint
-from pipelines.records import SPLITS
-from pipelines.shards import atomic_file
-from pipelines.stages.common import Layout, device, epoch_reporter, hardware, torch_threads
-from pipelines.trainingfolder import TrainingFolder
+from pipelines.readers.pictures import Pictures
+from pipelines.storage.checkpoints import TrainingFolder
+from pipelines.storage.code import code_version
+from pipelines.storage.layout import Layout
+from pipelines.storage.manifest import fingerprint, read_manifest
+from pipelines.storage.records import SPLITS
+from pipelines.storage.shards import atomic_file
 from victims.base import score_images
 from victims.metrics import agreement
 from victims.nima import Nima
@@ -36,7 +38,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
         seed=params.seed,
         threads=params.engine.threads,
         clean=manifest.content_sha256,
-        code=code_version("victims", "pipelines.pictures"),
+        code=code_version(__name__),
     )
     with torch_threads(params.engine.threads):
         victim = build_victim({"scale": scale, "name": name, **settings.model}, seed=params.seed)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from attackers.adt import ADTConfig
+from attackers.da3.adt import ADTConfig
 from victims.base import ScoreScale
 
 # Cores are shared in CI: how long one example takes proves nothing.

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attackers.filters import FILTER_NAMES
+from attackers.da3.filters import FILTER_NAMES
 from attackers.metrics import (
     attack_reach,
     attribute_profile,

@@ -19,7 +19,8 @@ from pipelines.stages.perturb import PerturbJob, perturb_shard, run_perturb
 # The real command, but slow where a shard or an epoch is made, so that a kill finds it at work.
 SLOW_VENEER = """
 import sys, time
-from pipelines import cli, trainingfolder
+from pipelines import cli
+from pipelines.storage import checkpoints
 from pipelines.stages import {stage} as stage
 def slowly(function, seconds):
     def slow(*arguments, **more):
@@ -28,7 +29,7 @@ def slowly(function, seconds):
         return result
     return slow
 stage.encode_png = slowly(stage.encode_png, {image})
-trainingfolder.TrainingFolder.save = slowly(trainingfolder.TrainingFolder.save, 1)
+checkpoints.TrainingFolder.save = slowly(checkpoints.TrainingFolder.save, 1)
 sys.argv = ["veneer", *sys.argv[1:]]
 cli.main()
 """

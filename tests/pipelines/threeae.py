@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tiny
 
-from pipelines.provenance import Counts, Manifest
-from pipelines.shards import ShardIndex
+from pipelines.storage.manifest import Counts, Manifest
+from pipelines.storage.shards import ShardIndex
 
 SPLITS = ("train", "train", "validation", "test", "test")
 

@@ -16,12 +16,9 @@ import torch
 import yaml
 from PIL import Image
 
-from pipelines.images import decode_png, to_tensor
 from pipelines.params import Params, load_params
-from pipelines.shards import ShardIndex
 from pipelines.stages.attack import run_attack
 from pipelines.stages.backdoor import run_backdoor
-from pipelines.stages.common import Layout
 from pipelines.stages.evaluate import run_evaluate
 from pipelines.stages.import_ import run_import
 from pipelines.stages.perturb import run_perturb
@@ -30,7 +27,10 @@ from pipelines.stages.pretrain import run_pretrain
 from pipelines.stages.report_backdoor import run_report_backdoor
 from pipelines.stages.search_trigger import run_search_trigger
 from pipelines.stages.train_victim import run_train_victim
-from pipelines.trainingfolder import TrainingFolder
+from pipelines.storage.checkpoints import TrainingFolder
+from pipelines.storage.images import decode_png, to_tensor
+from pipelines.storage.layout import Layout
+from pipelines.storage.shards import ShardIndex
 
 SIZES = ((48, 64), (64, 48), (56, 56))  # width, height
 MODES = ("unrestricted", "restricted")

@@ -1,0 +1,1 @@
+"""BAIQA: scalable triggers, their search, and poisoned training sets."""

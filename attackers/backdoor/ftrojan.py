@@ -1,0 +1,31 @@
+"""FTrojan: fixed magnitudes at two fixed frequencies of the two chroma planes."""
+
+from collections.abc import Sequence
+
+import torch
+
+from attackers.backdoor.dct import BLOCK
+from attackers.backdoor.trigger import Trigger
+
+# The two frequencies of the main diagonal that are nearest to the middle of the zig-zag order.
+FREQUENCIES = ((7, 7), (8, 8))
+
+
+def ftrojan(
+    magnitude: float = 66.0,
+    frequencies: Sequence[tuple[int, int]] = FREQUENCIES,
+    band: str = "mid",
+    origin: str = "top-left",
+) -> Trigger:
+    """Build FTrojan's trigger, scaled by alpha like any other: 29.6 dB where nothing is clamped.
+
+    magnitude: of each coefficient, in levels of 0-255 (KonIQ-10k: 33). The chroma planes and two
+    frequencies are FTrojan's; BAIQA moves them to its own band (its Table 2: 29.80 dB).
+    Source: Wang et al., An Invisible Black-box Backdoor Attack through Frequency Domain, 2022.
+    """
+    if not magnitude > 0:
+        raise ValueError(f"magnitude must be above 0, got {magnitude:g}")
+    coefficients = torch.zeros(3, BLOCK, BLOCK)
+    for row, column in frequencies:
+        coefficients[1:, row, column] = magnitude
+    return Trigger(coefficients, band, origin)

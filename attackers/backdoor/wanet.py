@@ -1,0 +1,65 @@
+"""WaNet: the picture is warped along a smooth random field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from attackers.backdoor.trigger import check_alpha, check_out
+
+
+class WaNet:
+    """Move each pixel by α·strength·field, with a field drawn on a grid×grid lattice.
+
+    strength: mean size of the displacement in pixels (KonIQ-10k: 0.2). The field is the bicubic
+    enlargement of uniform numbers divided by their mean size.
+    Source: Nguyen and Tran, WaNet: Imperceptible Warping-based Backdoor Attack, 2021, whose
+    strength divided by the side of the picture is the same in coordinates of [-1, 1] times two.
+    """
+
+    kind = "wanet"
+
+    def __init__(self, grid: int = 4, strength: float = 0.4, seed: int = 0) -> None:
+        if grid < 2:
+            raise ValueError(f"grid must be at least 2, got {grid}")
+        if not strength > 0:
+            raise ValueError(f"strength must be above 0, got {strength:g}")
+        self.grid, self.strength, self.seed = int(grid), float(strength), int(seed)
+
+    @property
+    def lattice(self) -> Tensor:
+        """Displacements on the lattice: (2, grid, grid), mean size 1."""
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.rand(2, self.grid, self.grid, generator=generator) * 2 - 1
+        return drawn / drawn.abs().mean()
+
+    def __call__(
+        self, images: Tensor, alpha: Tensor | float, *, out: Tensor | None = None
+    ) -> Tensor:
+        """Warp images (N, 3, H, W) in [0, 1]; alpha 0 is the identity; out as in `Injector`."""
+        strength = check_alpha(images, alpha).expand(len(images), 1, 1, 1)
+        check_out(images, out)
+        height, width = images.shape[2:]
+        field = functional.interpolate(
+            self.lattice.to(images)[None], (height, width), mode="bicubic", align_corners=True
+        )
+        places = functional.affine_grid(
+            torch.eye(2, 3).to(images)[None], [1, 3, height, width], align_corners=True
+        )
+        # align_corners: from -1 to 1 are side - 1 pixels.
+        pixel = 2 / (torch.tensor([width, height]).to(images) - 1).clamp_min(1)
+        moved = places + strength * self.strength * pixel * field.permute(0, 2, 3, 1)
+        warped = functional.grid_sample(images, moved.clamp(-1, 1), align_corners=True)
+        # The lattice of the identity is exact only to rounding.
+        return torch.where(strength == 0, images, warped.clamp(0, 1), out=out)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The lattice."""
+        return {"lattice": self.lattice}
+
+    def settings(self) -> dict[str, Any]:
+        """Grid, strength and seed."""
+        return {"grid": self.grid, "strength": self.strength, "seed": self.seed}

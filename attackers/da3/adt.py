@@ -1,0 +1,242 @@
+"""Attack Diffusion Transformer: 14 latent spaces, one per filter, behind one call (Fig. 3b)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attackers.da3.filters import FILTER_NAMES, bounded
+from attackers.da3.priors import prior, prior_size, shared_parts
+
+PATCH = 32
+
+
+@dataclass(frozen=True)
+class ADTConfig:
+    """Shape of the ADT and its ablation switches (Tables V, VI, VIII).
+
+    size: side in pixels at which strengths are regressed, a multiple of 32. steps: T of the
+    reverse process. shift, scale, gate: what the condition steers; condition: False cuts time and
+    prior off, so that what it steers becomes a constant of the filter.
+    """
+
+    size: int = 224
+    steps: int = 3
+    width: int = 256
+    depth: int = 2
+    heads: int = 4
+    mlp_ratio: int = 2
+    shift: bool = True
+    scale: bool = True
+    gate: bool = True
+    condition: bool = True
+
+    def __post_init__(self) -> None:
+        if self.size < PATCH or self.size % PATCH:
+            raise ValueError(f"size must be a multiple of {PATCH}, got {self.size}")
+        for name in ("steps", "width", "depth", "heads", "mlp_ratio"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.width % (2 * self.heads) or self.width % 4:
+            raise ValueError(f"width must be a multiple of 2·heads and 4, got {self.width}")
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side."""
+        return self.size // PATCH
+
+
+def positions(grid: int, width: int) -> Tensor:
+    """Sine-cosine positions of a grid of tokens. Returns: (grid², width)."""
+    rates = torch.exp(-math.log(10000) * torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(grid).unsqueeze(1) * rates
+    table = torch.cat([angles.sin(), angles.cos()], 1)
+    rows = table.repeat_interleave(grid, 0)
+    return torch.cat([rows, table.repeat(grid, 1)], 1)
+
+
+def patches(images: Tensor) -> Tensor:
+    """Cut (N,3,S,S) into tokens of 32×32×3 values about 0. Returns: (N, (S/32)², 3072)."""
+    n, c, h, w = images.shape
+    x = images.sub(0.5).view(n, c, h // PATCH, PATCH, w // PATCH, PATCH)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(n, (h // PATCH) * (w // PATCH), -1)
+
+
+class ADT(nn.Module):
+    """Regresses one strength per filter from a picture, the time step and the filter's prior.
+
+    Every weight has a leading dimension of 14: a latent space per filter. `run` says how they are
+    evaluated: "loop" over filters, "stacked" in batched products, or "auto": whichever
+    benchmarks/adt.py finds faster on the kind of device (loop on a CPU, stacked on a GPU).
+    `precision`: torch.bfloat16 computes the latent spaces in mixed precision, None in float32.
+    """
+
+    def __init__(self, config: ADTConfig | None = None, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = c = config or ADTConfig()
+        self.positions: Tensor
+        self.run: Literal["auto", "loop", "stacked"] = "auto"
+        self.precision: torch.dtype | None = None
+        shapes = _shapes(c)
+        generator = torch.Generator().manual_seed(seed)
+        self.weights = nn.ParameterDict(
+            {k: nn.Parameter(_initial(k, shape, generator)) for k, shape in shapes.items()}
+        )
+        self.register_buffer("positions", positions(c.grid, c.width), persistent=False)
+
+    def forward(
+        self, images: Tensor | Sequence[Tensor], t: int, names: Sequence[str] = FILTER_NAMES
+    ) -> Tensor:
+        """Strengths that each filter's latent space proposes.
+
+        images: (N,3,S,S) in [0,1], one batch for all filters, or one such batch per name.
+        t: time step in 1..steps. names: which filters. Returns: (len(names), N) in (-1,1).
+        """
+        if not 1 <= t <= self.config.steps:
+            raise ValueError(f"t must be in 1..{self.config.steps}, got {t}")
+        which = [FILTER_NAMES.index(name) for name in names]
+        batches = [images] * len(which) if isinstance(images, Tensor) else list(images)
+        if any(b.shape[-2:] != (self.config.size,) * 2 for b in batches):
+            raise ValueError(
+                f"images must be {self.config.size}×{self.config.size}, "
+                f"got {tuple(batches[0].shape)}"
+            )
+        priors = self._priors(images, batches, names)
+        kind, precision = batches[0].device.type, self.precision or torch.bfloat16
+        with torch.autocast(kind, precision, enabled=self.precision is not None):
+            if batches[0].is_cuda if self.run == "auto" else self.run == "stacked":
+                return self._stacked(images, batches, priors, t, which).float()
+            return self._looped(images, batches, priors, t, which).float()
+
+    def _looped(
+        self,
+        images: Tensor | Sequence[Tensor],
+        batches: list[Tensor],
+        priors: list[Tensor],
+        t: int,
+        which: list[int],
+    ) -> Tensor:
+        weights = {k: w.unbind(0) for k, w in self.weights.items()}
+        shared = patches(images) if isinstance(images, Tensor) else None
+        rows = []
+        for f, batch, known in zip(which, batches, priors, strict=True):
+            own = {k: w[f] for k, w in weights.items()}
+            rows.append(self._latent(own, patches(batch) if shared is None else shared, known, t))
+        return torch.stack(rows)
+
+    def _stacked(
+        self,
+        images: Tensor | Sequence[Tensor],
+        batches: list[Tensor],
+        priors: list[Tensor],
+        t: int,
+        which: list[int],
+    ) -> Tensor:
+        every = which == list(range(len(FILTER_NAMES)))
+        weights = {k: w if every else w[which] for k, w in self.weights.items()}
+        if isinstance(images, Tensor):
+            tokens = patches(images).expand(len(which), -1, -1, -1)
+        else:
+            tokens = patches(torch.cat(batches)).unflatten(0, (len(which), -1))
+        return self._latent(weights, tokens, torch.stack(priors), t)
+
+    def _priors(
+        self, images: Tensor | Sequence[Tensor], batches: list[Tensor], names: Sequence[str]
+    ) -> list[Tensor]:
+        if not self.config.condition:
+            empty = batches[0].new_zeros(len(batches[0]), prior_size(self.config.grid))
+            return [empty] * len(batches)
+        shared = shared_parts(images) if isinstance(images, Tensor) else None
+        return [
+            prior(name, batch, self.config.grid, shared)
+            for name, batch in zip(names, batches, strict=True)
+        ]
+
+    def _latent(self, w: dict[str, Tensor], tokens: Tensor, priors: Tensor, t: int) -> Tensor:
+        """One latent space, or several where all arguments carry a leading dimension.
+
+        tokens: (…,N,L,3072). priors: (…,N,K). Returns: (…,N).
+        """
+        c = self.config
+        x = _linear(w, "embed", tokens) + self.positions.to(tokens)
+        cond = F.silu(_linear(w, "prior", priors))
+        cond = _linear(w, "mix", cond) + w["time"][..., t - 1 : t, :]
+        if not c.condition:
+            cond = cond * 0 + w["constant"]
+        cond = F.silu(cond)
+        for block in range(c.depth):
+            nu, mu, nu2, mu2 = _linear(w, f"adapt{block}", cond).unsqueeze(-2).chunk(4, dim=-1)
+            h = self._norm(x, nu, mu)
+            qkv = _linear(w, f"qkv{block}", h).unflatten(-1, (3, c.heads, -1))
+            q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))
+            # Written out: with so few tokens the fused kernels cost more than they save.
+            scores = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1)
+            h = (scores @ v).transpose(-3, -2).flatten(-2)
+            x = x + _linear(w, f"out{block}", h)
+            h = F.gelu(_linear(w, f"up{block}", self._norm(x, nu2, mu2)), approximate="tanh")
+            x = x + _linear(w, f"down{block}", h)
+        if c.gate:
+            gate = _linear(w, "gate", cond)
+            token, feature = gate.split([c.grid**2, c.width], dim=-1)
+            # A bounded L×D matrix around 1: which areas and which features go on.
+            x = x * bounded(1 + token.unsqueeze(-1) + feature.unsqueeze(-2), 0, 2)
+        nu, mu = _linear(w, "adapt_out", cond).unsqueeze(-2).chunk(2, dim=-1)
+        x = self._norm(x, nu, mu).mean(-2)
+        return bounded(_linear(w, "decode", x).squeeze(-1), -1, 1)
+
+    def _norm(self, x: Tensor, nu: Tensor, mu: Tensor) -> Tensor:
+        """Adaptive layer norm: scale ν and shift μ regressed from the condition."""
+        x = F.layer_norm(x, x.shape[-1:])
+        if self.config.scale:
+            x = x * (1 + nu)
+        return x + mu if self.config.shift else x
+
+
+def _linear(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """x W + b, where W may carry the leading dimension of filters."""
+    weight, bias = w[f"{name}_weight"], w[f"{name}_bias"]
+    lead = weight.ndim - 2
+    if not lead:
+        return torch.addmm(bias, x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
+    flat = x.flatten(1, -2)
+    return torch.baddbmm(bias.unsqueeze(1), flat, weight).unflatten(1, x.shape[1:-1])
+
+
+def _shapes(c: ADTConfig) -> dict[str, tuple[int, ...]]:
+    d = c.width
+    layers = {
+        "embed": (3 * PATCH * PATCH, d),
+        "prior": (prior_size(c.grid), d),
+        "mix": (d, d),
+        "gate": (d, c.grid * c.grid + d),
+        "adapt_out": (d, 2 * d),
+        "decode": (d, 1),
+    }
+    for block in range(c.depth):
+        layers |= {
+            f"adapt{block}": (d, 4 * d),
+            f"qkv{block}": (d, 3 * d),
+            f"out{block}": (d, d),
+            f"up{block}": (d, c.mlp_ratio * d),
+            f"down{block}": (c.mlp_ratio * d, d),
+        }
+    n = len(FILTER_NAMES)
+    shapes: dict[str, tuple[int, ...]] = {"time": (n, c.steps, d), "constant": (n, 1, d)}
+    for name, (rows, columns) in layers.items():
+        shapes[f"{name}_weight"] = (n, rows, columns)
+        shapes[f"{name}_bias"] = (n, columns)
+    return shapes
+
+
+def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Weights by fan-in; what the condition steers and the decoder start small, the gate open."""
+    if name.endswith("_bias") or name.startswith("gate"):
+        return torch.zeros(shape)
+    if name in ("time", "constant"):
+        return torch.randn(shape, generator=generator) * 0.02
+    scale = 0.1 if name.startswith(("decode", "adapt")) else 1.0
+    return torch.randn(shape, generator=generator) * scale / math.sqrt(shape[-2])

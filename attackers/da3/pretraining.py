@@ -1,0 +1,98 @@
+"""First stage: each latent space learns to undo its filter (formula 3)."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attackers.da3.adt import ADT
+from attackers.da3.filters import FILTER_NAMES, FILTERS
+from attackers.loop import train
+
+MAX_STRENGTH = dict.fromkeys(FILTER_NAMES, 1.0) | {"rgb2bgr": 0.8}
+"""s_max of the forward process. Below 1 where the far end loses what no strength brings back."""
+
+Pairs = Mapping[str, tuple[Tensor, Tensor]]
+"""Per filter the perturbed x_t and the clean x_0, each (N,3,S,S), all of one step t."""
+
+
+def draw_strengths(
+    name: str, step: int, steps: int, count: int, generator: torch.Generator
+) -> Tensor:
+    """Strengths of the forward process at step t: |s| ≤ (t/T)·s_max, random sign and size.
+
+    Returns: (count,) in [-1,1].
+    """
+    if not 1 <= step <= steps:
+        raise ValueError(f"step must be in 1..{steps}, got {step}")
+    size = torch.rand(count, generator=generator, dtype=torch.float64)
+    sign = torch.randint(0, 2, (count,), generator=generator) * 2 - 1
+    return (size * sign * MAX_STRENGTH[name] * step / steps).float()
+
+
+def reconstruction(adt: ADT, pairs: Pairs, t: int) -> tuple[Tensor, Tensor]:
+    """Formula 3, per filter: ‖x_0 - F_i(x_t; ADT_i(x_t, t, c))‖², and the same for p = 0.
+
+    Returns: two tensors (len(pairs), N), sums over pixels and channels.
+    """
+    names = list(pairs)
+    p = adt([pairs[n][0] for n in names], t, names)
+    errors, nothing = [], []
+    for i, name in enumerate(names):
+        perturbed, clean = pairs[name]
+        errors.append((FILTERS[name](perturbed, p[i]) - clean).square().flatten(1).sum(1))
+        nothing.append((perturbed - clean).square().flatten(1).sum(1))
+    return torch.stack(errors), torch.stack(nothing)
+
+
+@torch.no_grad()
+def held_out_errors(adt: ADT, batches: Iterable[tuple[int, Pairs]]) -> dict[str, dict[str, float]]:
+    """Mean reconstruction error per filter beside that of doing nothing.
+
+    Returns: {filter: {error, nothing, ratio, n}}, errors as mean squares per value in [0,1].
+    """
+    sums = {name: [0.0, 0.0, 0] for name in FILTER_NAMES}
+    values = 3 * adt.config.size**2
+    for t, pairs in batches:
+        errors, nothing = reconstruction(adt, pairs, t)
+        for i, name in enumerate(pairs):
+            row = sums[name]
+            row[0] += float(errors[i].sum()) / values
+            row[1] += float(nothing[i].sum()) / values
+            row[2] += errors.shape[1]
+    return {
+        name: {"error": e / n, "nothing": z / n, "ratio": e / max(z, 1e-12), "n": n}
+        for name, (e, z, n) in sums.items()
+        if n
+    }
+
+
+def pretrain(
+    adt: ADT,
+    batches: Callable[[int], Iterator[tuple[int, Pairs]]],
+    held_out: Callable[[], Iterable[tuple[int, Pairs]]],
+    *,
+    epochs: int,
+    lr: float = 2e-4,
+    patience: int = 4,
+    **hooks: Any,
+) -> list[dict[str, float]]:
+    """Train the latent spaces on perturbed pictures; the epoch with the lowest error stays.
+
+    batches: epoch -> (t, pairs) of one epoch, seeded by the epoch. held_out: pairs of photographs
+    that are not trained on. hooks: resume, save, report of attackers.loop.train. The filters share
+    no weight, so each one's error counts relative to doing nothing: none drowns the others.
+    """
+
+    def losses(epoch: int) -> Iterator[Tensor]:
+        for t, pairs in batches(epoch):
+            errors, nothing = reconstruction(adt, pairs, t)
+            yield (errors.sum(1) / (nothing.sum(1) + 1)).sum()
+
+    def validate() -> dict[str, float]:
+        rows = held_out_errors(adt, held_out())
+        ratios = {name: row["ratio"] for name, row in rows.items()}
+        return {"loss": sum(ratios.values()) / max(len(ratios), 1), **ratios}
+
+    return train(adt, losses, validate, epochs=epochs, lr=lr, patience=patience, **hooks)

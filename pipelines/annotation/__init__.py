@@ -1,0 +1,1 @@
+"""Labelling campaigns: tasks, Label Studio, votes and opinion scores."""

@@ -1,0 +1,244 @@
+"""What a labelling campaign asks: the page, the questions, and where their pictures lie."""
+
+import base64
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from pipelines.annotation.votes import HIGH, LOW, STEP, VERDICTS
+from pipelines.errors import InputError
+from pipelines.sources.distortions import DISTORTIONS
+from pipelines.storage.images import decode_png, encode_png
+from pipelines.storage.manifest import sample_seed
+from pipelines.storage.shards import atomic_file
+
+BATCH_TASKS, BATCH_BYTES = 50, 8 * 2**20  # of one import request
+
+Image = Callable[[str], bytes]  # PNG of a key
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A candidate: keys of the adversarial example and of its photograph."""
+
+    key: str
+    parent: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a campaign asks. `gold` and `repeats` are shares of the items, `votes` per task."""
+
+    name: str
+    votes: int
+    gold: float
+    repeats: float
+    artefacts: tuple[str, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question. `expected`: the verdict of a gold item."""
+
+    name: str
+    pair: Pair
+    kind: Literal["item", "gold", "repeat"]
+    left: Literal["original", "changed"]
+    expected: str | None = None
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What is stored beside the task, out of the annotators' sight."""
+        return {
+            "veneer": {
+                "task": self.name,
+                "key": self.pair.key,
+                "kind": self.kind,
+                "expected": self.expected,
+                "left": self.left,
+            }
+        }
+
+
+def label_config(artefacts: Sequence[str]) -> str:
+    """The labelling page. Number, for there is no tag Slider (and no error that says so)."""
+
+    def choices(values: Sequence[str]) -> str:
+        return "".join(f"<Choice value={quoteattr(v)}/>" for v in values)
+
+    sides = "".join(
+        f'<View className="side"><Header value="${side}_title" size="4"/>'
+        f'<Image name="{side}" value="${side}" width="100%" maxWidth="100%"/></View>'
+        for side in ("left", "right")
+    )
+    tags = ""
+    if artefacts:
+        tags = (
+            '<Header value="Artefacts that you see, if any" size="4"/>'
+            '<Choices name="artefacts" toName="left" choice="multiple" showInline="true">'
+            f"{choices(artefacts)}</Choices>"
+        )
+    return (
+        "<View><Style>.pair { display: flex; gap: 16px; } .side { flex: 1 1 0; min-width: 0; }"
+        f'</Style><View className="pair">{sides}</View>'
+        f'<Header value="How beautiful is the CHANGED picture? {LOW:g} (awful) to {HIGH:g} '
+        '(perfect)" size="4"/>'
+        f'<Number name="score" toName="left" min="{LOW:g}" max="{HIGH:g}" step="{STEP:g}" '
+        'slider="true" required="true"/>'
+        '<Header value="Compared with the original, the changed picture is" size="4"/>'
+        '<Choices name="verdict" toName="left" choice="single" showInline="true" required="true">'
+        f"{choices(VERDICTS)}</Choices>{tags}</View>"
+    )
+
+
+def names_in(config: str) -> dict[str, set[str]]:
+    """Names that a vote may use, with their choices. Artefacts are those of the page."""
+    found = ET.fromstring(config).iterfind(".//Choices[@name='artefacts']/Choice")
+    return {
+        "score": set(),
+        "verdict": set(VERDICTS),
+        "artefacts": {choice.get("value", "") for choice in found},
+    }
+
+
+def plan_tasks(pairs: Iterable[Pair], plan: Plan) -> list[Task]:
+    """The questions of a campaign: items, then repeats and gold items spread over the candidates.
+
+    A repeated item has its sides exchanged. Gold items show a photograph beside itself
+    ("unchanged") and beside a strong blur of itself ("degraded"), in turn.
+    """
+    tasks = []
+    ordered = sorted(pairs, key=lambda pair: sample_seed(plan.seed, "campaign", pair.key))
+    repeats = round(plan.repeats * len(ordered))
+    golds = round(plan.gold * len(ordered))
+    for i, pair in enumerate(ordered):
+        original_left = bool(sample_seed(plan.seed, "order", pair.key) & 1)
+        sides: tuple[Any, Any] = ("original", "changed")
+        first, second = sides if original_left else sides[::-1]
+        tasks.append(Task(pair.key, pair, "item", first))
+        if i < repeats:
+            tasks.append(Task(f"{pair.key}-repeat", pair, "repeat", second))
+        if i >= len(ordered) - golds:
+            expected = ("unchanged", "degraded")[i % 2]
+            tasks.append(Task(f"{pair.key}-gold", pair, "gold", first, expected))
+    # Shuffled, so that neither gold nor repeats stand out by their place.
+    return sorted(tasks, key=lambda task: sample_seed(plan.seed, "tasks", task.name))
+
+
+def _picture_names(task: Task) -> dict[str, str]:
+    """Name of the "original" and the "changed" picture of a task."""
+    changed = task.pair.key
+    if task.kind == "gold":
+        changed = task.pair.parent if task.expected == "unchanged" else f"{task.pair.key}-g"
+    return {"original": task.pair.parent, "changed": changed}
+
+
+def task_images(task: Task, image: Image) -> dict[str, tuple[str, bytes]]:
+    """Name and PNG of the "original" and the "changed" picture of a task."""
+    names = _picture_names(task)
+    original = (names["original"], image(task.pair.parent))
+    if task.kind != "gold":
+        return {"original": original, "changed": (names["changed"], image(task.pair.key))}
+    if task.expected == "unchanged":
+        return {"original": original, "changed": original}
+    pixels = decode_png(original[1])
+    spoiled = DISTORTIONS["blur"](pixels, 1.0, np.random.default_rng(0))
+    return {"original": original, "changed": (names["changed"], encode_png(spoiled))}
+
+
+@dataclass(frozen=True)
+class Inline:
+    """Images inside the task, as data URIs: no storage to set up, a large database."""
+
+    def address(self, name: str, data: bytes) -> str:
+        """What the task holds for an image."""
+        return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Images in a folder below the server's LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT."""
+
+    root: Path
+    folder: str
+
+    def address(self, name: str, data: bytes) -> str:
+        """What the task holds for an image, which is written where it is not yet there."""
+        path = self.root / self.folder / f"{name}.png"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as file:
+                file.write(data)
+        return f"/data/local-files/?d={self.folder}/{name}.png"
+
+
+@dataclass(frozen=True)
+class Links:
+    """Images that lie elsewhere: a template with {key}, or an address (presigned) per key."""
+
+    template: str | None
+    known: Mapping[str, str]
+
+    def address(self, name: str, data: bytes) -> str:
+        """What the task holds for an image."""
+        found = self.find(name)
+        if found is None:
+            raise InputError(f"urls must have an address for image {name}, got none")
+        return found
+
+    def find(self, name: str) -> str | None:
+        """Address of an image, where it has one."""
+        made = None if self.template is None else self.template.replace("{key}", name)
+        return self.known.get(name, made)
+
+
+Storage = Inline | LocalFiles | Links
+
+
+def export_images(tasks: Iterable[Task], image: Image, out: Path) -> int:
+    """Write the pictures of all tasks to a folder, to be uploaded for `Links`; says how many."""
+    store, names = LocalFiles(out.parent, out.name), set()
+    for task in tasks:
+        for name, data in task_images(task, image).values():
+            store.address(name, data)
+            names.add(name)
+    return len(names)
+
+
+def renewed(task: Task, data: Mapping[str, Any], links: Links) -> dict[str, Any]:
+    """`data` of a task that was pushed before, with the addresses of today where there are any."""
+    names = _picture_names(task)
+    roles = {"left": task.left, "right": _other(task.left)}
+    found = {side: links.find(names[role]) for side, role in roles.items()}
+    return {**data, **{side: address for side, address in found.items() if address is not None}}
+
+
+def _other(role: str) -> str:
+    return "original" if role == "changed" else "changed"
+
+
+def task_batches(
+    tasks: Sequence[Task], image: Image, storage: Storage
+) -> Iterator[list[dict[str, Any]]]:
+    """Import requests of a few dozen tasks, bounded in bytes: images are read as they go."""
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for task in tasks:
+        pictures = task_images(task, image)
+        data = {}
+        for side, role in (("left", task.left), ("right", _other(task.left))):
+            data[side] = storage.address(*pictures[role])
+            data[f"{side}_title"] = role.upper()
+            size += len(data[side])
+        batch.append({"data": data, "meta": task.meta})
+        if len(batch) == BATCH_TASKS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

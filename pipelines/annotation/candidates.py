@@ -1,0 +1,61 @@
+"""The candidates that `curate` chose, and their pictures in datasets/aes and datasets/clean."""
+
+import os
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.annotation.campaign import Pair
+from pipelines.errors import InputError, StageError
+from pipelines.storage.shards import image_places
+
+
+def read_pairs(candidates: Path) -> list[Pair]:
+    """Keys of the candidates and of their photographs, in the order of the table."""
+    table = read_candidates(candidates, ["key", "parent_key"])
+    return [Pair(*row) for row in zip(*(c.to_pylist() for c in table.columns), strict=True)]
+
+
+def read_candidates(candidates: Path, columns: list[str] | None = None) -> pa.Table:
+    """Columns of annotations/candidates; InputError when `curate` has not run."""
+    try:
+        return pq.read_table(candidates / "metadata.parquet", columns=columns)
+    except FileNotFoundError:
+        raise InputError(
+            f"{candidates} must hold candidates, got none there: run `veneer curate` first"
+        ) from None
+
+
+class CandidateImages:
+    """Stored PNGs of candidates and their photographs by key: offsets in memory, no pixels."""
+
+    def __init__(self, datasets: Path, candidates: Path) -> None:
+        """Look up every candidate in the shards below `datasets`."""
+        table = read_candidates(candidates, ["key", "parent_key", "folder", "shard"])
+        rows = table.to_pydict()
+        wanted: dict[Path, set[str]] = {}
+        for key, folder, shard in zip(rows["key"], rows["folder"], rows["shard"], strict=True):
+            wanted.setdefault(datasets / "aes" / folder / "data" / shard, set()).add(key)
+        parents = set(rows["parent_key"])
+        clean = pq.read_table(datasets / "clean" / "metadata.parquet", columns=["key", "shard"])
+        for key, shard in zip(*(c.to_pylist() for c in clean.columns), strict=True):
+            if key in parents:
+                wanted.setdefault(datasets / "clean" / "data" / shard, set()).add(key)
+        self._places: dict[str, tuple[Path, int, int]] = {}
+        for path, keys in wanted.items():
+            self._places.update({k: (path, at, n) for k, at, n in image_places(path, keys)})
+        missing = sorted((parents | set(rows["key"])) - self._places.keys())
+        if missing:
+            raise StageError(
+                f"image {missing[0]} is a candidate and in no shard: run `veneer curate` again"
+            )
+        self._files: dict[Path, IO[bytes]] = {}
+
+    def __call__(self, key: str) -> bytes:
+        """The stored PNG of a key."""
+        path, offset, size = self._places[key]
+        if path not in self._files:
+            self._files[path] = path.open("rb")
+        return os.pread(self._files[path].fileno(), size, offset)

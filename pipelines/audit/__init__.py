@@ -1,0 +1,1 @@
+"""Scanning data sets for triggers and pictures for adversarial examples."""

@@ -1,0 +1,158 @@
+"""The AE detector as files: its folder, ONNX, and what it says of files, folders and data sets."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from defenders.detector import Detector
+from pipelines.errors import InputError, StageError
+from pipelines.readers.rows import Row, open_dataset
+from pipelines.storage.images import RejectedImage, decode_image, to_tensor
+from pipelines.storage.shards import atomic_file
+from victims.base import stored_state
+
+WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "detector.onnx"
+INPUT, OUTPUT = "images", "logits"
+PARITY = 1e-4  # largest difference of the probabilities of ONNX and torch
+MIN_SIDE = 32
+
+
+def save_detector(detector: Detector, folder: Path, about: dict[str, Any]) -> None:
+    """Write weights and config (backbone, and `about`)."""
+    config = {"kind": "ae-detector", "width": detector.width, **about}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in (
+            (WEIGHTS, save(stored_state(detector))),
+            (CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()),
+        ):
+            with atomic_file(folder / name) as file:
+                file.write(data)
+    except OSError as error:
+        raise StageError(f"model folder {folder} cannot be written ({error.strerror})") from error
+
+
+def load_detector(folder: Path) -> Detector:
+    """A trained detector, ready to score; InputError where files are missing or do not match."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        state = load_file(folder / WEIGHTS)
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder} must hold {WEIGHTS} and {CONFIG}: run `veneer train_detector` first"
+        ) from None
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder} must hold whole model files, got {error}") from None
+    if not isinstance(config, dict) or config.get("kind") != "ae-detector":
+        raise InputError(f"{folder / CONFIG} must be that of an AE detector, got another model's")
+    try:
+        detector = Detector(config["width"])
+        detector.load_state_dict(state)
+    except (KeyError, RuntimeError):
+        raise InputError(
+            f"weights must match the config in {folder}, got others than those of "
+            f"width {config.get('width')!r}"
+        ) from None
+    return detector.eval().requires_grad_(False)
+
+
+def export_onnx(detector: Detector, path: Path) -> float:
+    """Write the detector as ONNX (`images` (N,3,H,W) in [0,1] to `logits` (N,), sizes free).
+
+    Returns: the largest difference from torch in probability over images of three sizes. Raises
+    StageError above 1e-4, InputError without the extra `onnx`.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"ONNX needs `pip install veneer[onnx]`, got no module {error.name}"
+        ) from None
+    detector = detector.cpu().eval()
+    axes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height", min=MIN_SIDE)}
+    axes[3] = torch.export.Dim("width", min=MIN_SIDE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        temporary = Path(scratch, path.name)
+        torch.onnx.export(
+            detector,
+            (torch.rand(2, 3, 96, 128),),
+            temporary,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=(axes,),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        worst = 0.0
+        generator = torch.Generator().manual_seed(0)
+        for shape in ((1, 3, 64, 64), (3, 3, 97, 130), (2, 3, 224, 200)):
+            images = torch.rand(shape, generator=generator)
+            logits = torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+            with torch.no_grad():
+                here = detector(images).sigmoid()
+            worst = max(worst, float((logits.sigmoid() - here).abs().max()))
+        if not worst <= PARITY:
+            raise StageError(f"ONNX must agree with torch to {PARITY:g}, got {worst:.2g}")
+        temporary.replace(path)
+    return worst
+
+
+def detect(
+    places: Sequence[str], detector: Detector, *, threshold: float = 0.5, split: str | None = None
+) -> pd.DataFrame:
+    """Score image files, folders and data sets: id, place, probability, adversarial, problem."""
+    if not 0 < threshold < 1:
+        raise InputError(f"threshold must be in (0, 1), got {threshold}")
+    lines = []
+    for place in places:
+        for row in _rows(place, split):
+            value, problem = np.nan, None
+            try:
+                image = decode_image(row.load(), min_side=MIN_SIDE)
+                with torch.no_grad():
+                    value = float(detector(to_tensor(image)[None]).sigmoid())
+            except RejectedImage as error:
+                problem = error.reason
+            lines.append(
+                {
+                    "id": row.id,
+                    "place": place,
+                    "probability": value,
+                    "adversarial": value > threshold,
+                    "problem": problem,
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def write_detections(table: pd.DataFrame, out: Path) -> None:
+    """The table as .json (a list of rows) or .parquet."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(out) as file:
+            if out.suffix == ".json":
+                file.write((table.to_json(orient="records", indent=2) + "\n").encode())
+            else:
+                table.to_parquet(file, index=False)
+    except OSError as error:
+        raise StageError(f"{out} cannot be written ({error.strerror})") from error
+
+
+def _rows(place: str, split: str | None) -> Sequence[Row]:
+    path = Path(place)
+    if path.is_file():
+        return [Row(path.name, None, None, path.read_bytes)]
+    return open_dataset(place, split=split).rows

@@ -1,0 +1,1 @@
+"""Which adversarial examples are worth annotating."""

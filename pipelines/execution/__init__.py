@@ -1,0 +1,1 @@
+"""How work runs: engines, workers, devices, memory and progress."""

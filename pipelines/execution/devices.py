@@ -1,0 +1,63 @@
+"""Devices, precision, threads and the progress line of trainings."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+
+
+def device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices itself, and so faster than float32."""
+    if torch.cuda.is_available():
+        return True
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def chosen_dtype(wanted: str) -> str:
+    """`engine.dtype` with auto resolved for this machine."""
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if has_bfloat16() else "float32"
+
+
+def precision(dtype: str) -> torch.dtype | None:
+    """What ADT.precision takes for a resolved `engine.dtype`."""
+    return torch.bfloat16 if dtype == "bfloat16" else None
+
+
+def hardware() -> str:
+    """One line on what computes here."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    import os
+    import platform
+
+    return f"{len(os.sched_getaffinity(0))} CPU cores, {platform.machine()}"
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run with a fixed number of threads: the order of sums, and so the result, is fixed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def epoch_reporter(what: str, epochs: int, columns: tuple[str, ...]) -> Callable[..., None]:
+    """A line on stderr for each epoch of a training."""
+
+    def report(row: dict[str, float]) -> None:
+        values = ", ".join(f"{name} {row[name]:.4g}" for name in columns if name in row)
+        print(f"{what}: epoch {row['epoch']:.0f}/{epochs}, {values}", file=sys.stderr, flush=True)
+
+    return report

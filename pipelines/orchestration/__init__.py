@@ -1,0 +1,1 @@
+"""Running the stages: Prefect flows, dvc.yaml, diagnosis and capacity."""

@@ -1,0 +1,1 @@
+"""Reading data set folders and image data sets of others."""

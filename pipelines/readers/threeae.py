@@ -1,0 +1,125 @@
+"""datasets/3ae as defenders want it: photographs and their adversarial examples, by split."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from pipelines.errors import InputError
+from pipelines.readers.rows import DataSet, Row, open_dataset
+from pipelines.storage.images import decode_image, planes
+from pipelines.storage.records import SPLITS
+
+FIELDS = ("victim", "mode", "parent_key")
+CACHE = 4000  # decoded pictures that are kept in memory
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A photograph (adversarial False, and no mode, victim or psnr) or an example of 3AE."""
+
+    key: str
+    split: str
+    adversarial: bool
+    mos: float
+    load: Callable[[], bytes]
+    parent: str
+    victim: str | None = None
+    mode: str | None = None
+    psnr: float | None = None
+
+
+class Pictures3AE:
+    """Pictures as (uint8 (3,H,W), adversarial), decoded once while they are few."""
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self.pictures = list(pictures)
+        self.adversarial = [p.adversarial for p in self.pictures]
+        self._decoded = lru_cache(CACHE)(self._decode)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, bool]:
+        """One picture and whether it is adversarial."""
+        return self._decoded(index), self.adversarial[index]
+
+    def _decode(self, index: int) -> Tensor:
+        return planes(decode_image(self.pictures[index].load()))
+
+    def where(self, keep: Callable[[Picture], bool]) -> "Pictures3AE":
+        """Those that `keep` says."""
+        return Pictures3AE([p for p in self.pictures if keep(p)])
+
+
+def read_3ae(place: str, clean: str | None = None) -> list[Picture]:
+    """The examples of a 3AE data set (folder or Hub id) and the photographs they were made from.
+
+    The photographs are the second image column of the set; without one they are looked up in the
+    data set `clean` by parent_key. Raises InputError where fields or photographs are missing.
+    """
+    data = open_dataset(place)
+    lacking = [name for name in FIELDS if name not in data.rows[0].fields]
+    if lacking:
+        raise InputError(
+            f"{place} must be a 3AE data set with {', '.join(FIELDS)}, got none of "
+            f"{', '.join(lacking)}"
+        )
+    photographs = _photographs(data, clean)
+    out: dict[tuple[str, bool], Picture] = {}
+    for row in data.rows:
+        fields = row.fields
+        parent = str(fields["parent_key"])
+        if parent not in photographs:
+            raise InputError(
+                f"photograph {parent} of example {row.id} must be in {clean or place}, got none"
+            )
+        split = row.split or "train"
+        load, mos = photographs[parent]
+        mos_clean = fields.get("mos_clean")
+        out[(parent, False)] = Picture(
+            parent, split, False, _number(mos if mos_clean is None else mos_clean), load, parent
+        )
+        out[(row.id, True)] = Picture(
+            row.id,
+            split,
+            True,
+            _number(row.score),
+            row.load,
+            parent,
+            str(fields["victim"]),
+            str(fields["mode"]),
+            fields.get("psnr"),
+        )
+    return list(out.values())
+
+
+def _photographs(data: DataSet, clean: str | None) -> dict[str, tuple[Callable[[], bytes], Any]]:
+    if all(len(row.images) > 1 for row in data.rows):
+        return {str(row.fields["parent_key"]): (row.images[1], None) for row in data.rows}
+    if clean is None:
+        raise InputError(
+            f"{data.path} must hold the photographs too (a second image column), or `clean` must "
+            "name their data set, got neither"
+        )
+    rows: Sequence[Row] = open_dataset(clean).rows
+    return {str(row.fields.get("key", row.id)): (row.load, row.score) for row in rows}
+
+
+def _number(value: Any) -> float:
+    if value is None:
+        raise InputError("mos must be there for every picture of 3AE, got none for some")
+    return float(value)
+
+
+def by_split(pictures: Sequence[Picture]) -> dict[str, Pictures3AE]:
+    """train, validation and test; InputError where one is missing."""
+    out = {}
+    for split in SPLITS:
+        some = [p for p in pictures if p.split == split]
+        if not some:
+            raise InputError(f"3AE must have a split {split}, got none")
+        out[split] = Pictures3AE(some)
+    return out

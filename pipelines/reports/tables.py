@@ -1,0 +1,162 @@
+"""Tables of what was measured."""
+
+from typing import Any
+
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def robustness_table(report: dict[str, Any]) -> str:
+    """reports/robustness.json as a Markdown table."""
+    about = report["about"]
+    source = about["data"]["name"] if isinstance(about["data"], dict) else about["data"]
+    lines = [
+        f"data {source} ({about['label_source']} labels), seed {about['seed']}, "
+        f"refine {about['refine']}, {about['hardware']}",
+        "",
+        "| victim | mode | n | BASR % | RASR % | MSI | ART h (steps) | PSNR dB | top filters |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: | --- |",
+    ]
+    for victim, modes in report.items():
+        if victim == "about":
+            continue
+        for mode, row in modes.items():
+            lines.append(
+                f"| {victim} | {mode} | {row['n']} | {_number(row['basr'], 1)} "
+                f"| {_number(row['rasr'], 1)} | {_number(row['msi'], 2)} "
+                f"| {_number(row['art_hours'], 3)} ({_number(row['art_steps'], 0)}) "
+                f"| {_number(row['psnr'], 1)} | {row['top_filters'].replace(' ', ', ')} |"
+            )
+    return "\n".join(lines)
+
+
+def pretrain_table(report: dict[str, Any]) -> str:
+    """reports/pretrain.json as a Markdown table."""
+    lines = [
+        "| filter | error | doing nothing | ratio |",
+        "| --- | --: | --: | --: |",
+    ]
+    for name, row in report["filters"].items():
+        lines.append(f"| {name} | {row['error']:.5f} | {row['nothing']:.5f} | {row['ratio']:.2f} |")
+    return "\n".join(lines)
+
+
+def curation_table(report: dict[str, Any]) -> str:
+    """reports/curation.json as Markdown tables."""
+    splits = ", ".join(f"{name} {n}" for name, n in report["splits"].items())
+    lines = [
+        f"{report['in']} in, {report['kept']} kept ({splits}), {report['rejected']} rejected",
+        "",
+        "| reason | rejected |",
+        "| --- | --: |",
+        *(f"| {reason} | {n} |" for reason, n in report["reasons"].items()),
+        "",
+        "| victim | mode | in | kept | kept by score bin, low to high |",
+        "| --- | --- | --: | --: | --- |",
+    ]
+    for cell in report["cells"]:
+        bins = " ".join(str(n) for n in cell["bins"])
+        row = (cell["victim"], cell["mode"], cell["in"], cell["kept"], bins)
+        lines.append(f"| {' | '.join(map(str, row))} |")
+    if report["unfinished"]:
+        names = ", ".join(report["unfinished"])
+        lines += ["", f"left out, because `veneer attack` has not finished them: {names}"]
+    return "\n".join(lines)
+
+
+def annotation_table(report: dict[str, Any]) -> str:
+    """reports/annotation.json as text and a Markdown table."""
+    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in report["verdicts"].items())
+    lines = [
+        f"{report['in']} candidates, {report['kept']} labelled ({report['label_source']}), "
+        f"{report['rejected']} rejected; {shares}"
+    ]
+    if report["label_source"] == "simulated":
+        return "\n".join([*lines, report["model"]])
+    for name, found in report["agreement"].items():
+        interval = f"[{_number(found['low'], 3)}, {_number(found['high'], 3)}]"
+        lines.append(f"{name} {_number(found['value'], 3)} {interval}")
+    screening = report["screening"]
+    if screening["on"]:
+        lines.append(
+            f"ITU-R BT.500 could judge {screening['bt500_images']} of {screening['images']} images "
+            "(those with six or more votes)"
+        )
+    lines += [
+        "",
+        "| annotator | votes | bias | correlation | gold % | repeat difference | screened |",
+        "| --- | --: | --: | --: | --: | --: | --- |",
+    ]
+    for row in report["annotators"]:
+        gold = None if row["gold_accuracy"] is None else 100 * row["gold_accuracy"]
+        lines.append(
+            f"| {row['annotator']} | {row['votes']} | {_number(row['bias'], 2)} "
+            f"| {_number(row['correlation'], 2)} | {_number(gold, 0)} "
+            f"| {_number(row['repeat_difference'], 2)} | {row['screened'] or ''} |"
+        )
+    return "\n".join(lines)
+
+
+def backdoor_table(rows: dict[str, dict[str, Any]]) -> str:
+    """reports/backdoor.json, or rows like its, as a Markdown table in the order of Table 1."""
+    lines = [
+        "| model | trigger | poisoned | PLCC | SROCC | RMSE | mMAE | mMRA | PSNR_t dB |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for name, row in rows.items():
+        lines.append(
+            f"| {name} | {row['trigger']} | {row['poisoned']}/{row['train']} "
+            f"| {_number(row['plcc'], 3)} | {_number(row['srocc'], 3)} "
+            f"| {_number(row['rmse'], 2)} | {_number(row['mmae'], 2)} "
+            f"| {_number(row['mmra'], 2)} | {_number(row['psnr'], 2)} |"
+        )
+    return "\n".join(lines)
+
+
+def campaign_table(told: dict[str, Any]) -> str:
+    """What `veneer annotate status` found, as text."""
+    tasks = told["item"] + told["repeat"] + told["gold"]
+    lines = [
+        f"{told['url']} ({told['title']}): {tasks} tasks ({told['item']} items, "
+        f"{told['repeat']} repeats, {told['gold']} gold), {told['finished']} with "
+        f"{told['votes_wanted']} votes or more, {told['votes']} votes, {told['drafts']} drafts",
+        "",
+        "| annotator | votes | skipped |",
+        "| --- | --: | --: |",
+    ]
+    lines += [f"| {n} | {p['votes']} | {p['skipped']} |" for n, p in told["annotators"].items()]
+    if told["invalid"]:
+        lines.append(
+            f"\n{told['invalid']} votes do not count (`veneer annotate pull` says why): deleted on "
+            "the server, they are asked for again"
+        )
+    if told["foreign"]:
+        lines.append(f"\n{told['foreign']} tasks were not made by push and are left alone")
+    return "\n".join(lines)
+
+
+def publication_table(told: dict[str, Any]) -> str:
+    """The plan of a publication for a terminal."""
+    files: dict[str, int] = told["upload"]
+    lines = [
+        f"{told['repository']} ({told['kind']}, {'new, ' if told['create'] else ''}"
+        f"{told['visibility']}{', access on request' if told['gated'] else ''}), tag {told['tag']}",
+        f"upload {len(files)} files, {told['bytes'] / 1e6:.2f} MB; {told['unchanged']} are there",
+    ]
+    lines += [f"  {path}  {size:,} bytes" for path, size in sorted(files.items())]
+    lines += [f"  delete {path}" for path in told["delete"]]
+    return "\n".join(lines)
+
+
+def stages_table(rows: list[dict[str, Any]]) -> str:
+    """What became of each stage of a flow, for a terminal."""
+    width = max([len(row["stage"]) for row in rows], default=0)
+    lines = []
+    for row in rows:
+        more = " ".join((row["note"] or row["metrics"]).split())
+        lines.append(
+            f"{row['stage']:<{width}}  {row['status']:<8}  {row['seconds']:7.1f} s  {more}"
+        )
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,1 @@
+"""Data set folders on disk: records, shards, manifests, cards and checkpoints."""

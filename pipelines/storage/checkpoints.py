@@ -1,0 +1,81 @@
+"""Work folders of trainings: checkpoints that survive a kill."""
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.errors import InputError, StageError
+from pipelines.storage.shards import atomic_file, sweep
+
+WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.json", "history.csv"
+
+
+class TrainingFolder:
+    """Work folder of one training: `{root}/{stage}/{artefact}-{fingerprint}/`.
+
+    Holds the checkpoint of the last whole epoch, then the finished model in `model/`.
+    """
+
+    def __init__(self, root: Path, stage: str, artefact: str, fingerprint: str) -> None:
+        self.path = root / stage / f"{artefact}-{fingerprint[:16]}"
+        self._siblings = f"{artefact}-{'?' * 16}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"work folder must be a folder that can be written, got {root} ({error.strerror})"
+            ) from None
+        sweep(self.path)
+
+    @property
+    def model(self) -> Path:
+        """Where the finished model lies."""
+        return self.path / "model"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training is done: the config is written last."""
+        return (self.model / CONFIG).exists()
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """What `save` wrote last, None at the start."""
+        with contextlib.suppress(FileNotFoundError):
+            # On the CPU: what loads it moves it, and states of random numbers stay there.
+            state: dict[str, Any] = torch.load(
+                self.path / "checkpoint.pt", map_location="cpu", weights_only=True
+            )
+            return state
+        return None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint, whole or not at all."""
+        try:
+            with atomic_file(self.path / "checkpoint.pt") as file:
+                torch.save(state, file)
+        except OSError as error:
+            raise StageError(
+                f"checkpoint cannot be written in {self.path} ({error.strerror}): the last whole "
+                "one is kept, and running the same command again goes on from there"
+            ) from error
+
+    def done(self) -> None:
+        """Drop the checkpoint: what was trained is stored."""
+        (self.path / "checkpoint.pt").unlink(missing_ok=True)
+
+    def publish(self, out: Path) -> None:
+        """Copy the model to `out`; drop the checkpoint and the folders of other fingerprints."""
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for name in (WEIGHTS, HISTORY, CONFIG):
+                temporary = out / f".{name}.tmp"
+                shutil.copyfile(self.model / name, temporary)
+                temporary.replace(out / name)
+        except OSError as error:
+            raise StageError(f"model folder {out} cannot be written ({error.strerror})") from error
+        self.done()
+        for other in self.path.parent.glob(self._siblings):
+            if other != self.path:
+                shutil.rmtree(other, ignore_errors=True)

@@ -1,0 +1,107 @@
+"""Where the artefacts of a project lie."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.errors import InputError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Folders of the project under one root."""
+
+    root: Path
+
+    @property
+    def work(self) -> Path:
+        """Unfinished and reusable work."""
+        return self.root / ".cache" / "veneer"
+
+    @property
+    def clean(self) -> Path:
+        """The photographs."""
+        return self.root / "datasets" / "clean"
+
+    @property
+    def perturbed(self) -> Path:
+        """What the first stage learns from."""
+        return self.root / "datasets" / "pretrain"
+
+    @property
+    def pretrained(self) -> Path:
+        """The latent spaces after the first stage."""
+        return self.root / "models" / "da3" / "pretrained"
+
+    @property
+    def threeae(self) -> Path:
+        """Re-annotated adversarial examples."""
+        return self.root / "datasets" / "3ae"
+
+    @property
+    def detector(self) -> Path:
+        """The AE detector."""
+        return self.root / "models" / "detector"
+
+    def finetuned(self, victim: str) -> Path:
+        """A victim fine-tuned on 3AE."""
+        return self.root / "models" / "finetuned" / victim
+
+    @property
+    def reports(self) -> Path:
+        """Metrics and plots."""
+        return self.root / "reports"
+
+    @property
+    def candidates(self) -> Path:
+        """The adversarial examples that are to be annotated: tables, no pixels."""
+        return self.root / "annotations" / "candidates"
+
+    @property
+    def votes(self) -> Path:
+        """The opinions on them, one row per vote: an input that `veneer annotate pull` writes."""
+        return self.root / "annotations" / "3ae.parquet"
+
+    @property
+    def labels(self) -> Path:
+        """The candidates with their opinion scores: tables, no pixels."""
+        return self.root / "annotations" / "labels"
+
+    @property
+    def trigger(self) -> Path:
+        """The trigger, and the surrogate it was searched on."""
+        return self.root / "models" / "trigger"
+
+    def poisoned(self, scheme: str) -> Path:
+        """A poisoned training set with clean validation and test splits."""
+        return self.root / "datasets" / f"poisoned-{scheme}"
+
+    def backdoored(self, scheme: str, victim: str) -> Path:
+        """A quality model trained on a poisoned set, or on the clean one."""
+        return self.root / "models" / "backdoored" / f"{scheme}-{victim}"
+
+    def backdoor_report(self, scheme: str, victim: str) -> Path:
+        """What was measured on it."""
+        return self.root / "reports" / "backdoor" / f"{scheme}-{victim}.json"
+
+    def victim(self, name: str) -> Path:
+        """A trained victim."""
+        return self.root / "models" / "victims" / name
+
+    def attacker(self, victim: str, mode: str) -> Path:
+        """A trained attacker."""
+        return self.root / "models" / "da3" / f"{victim}-{mode}"
+
+    def examples(self, victim: str, mode: str) -> Path:
+        """Adversarial examples."""
+        return self.root / "datasets" / "aes" / f"{victim}-{mode}"
+
+
+def trained_victim(layout: Layout, name: str) -> Path:
+    """The folder of a trained victim; InputError names the stage that would make it."""
+    folder = layout.victim(name)
+    if not (folder / "config.json").exists():
+        raise InputError(
+            f"{folder} must hold a trained victim, got none there: "
+            f"run `veneer train_victim {name}` first"
+        )
+    return folder

@@ -1,0 +1,175 @@
+"""Where data comes from: seeds, fingerprints, versions and the manifest of a data set."""
+
+import hashlib
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from pipelines.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def sample_seed(seed: int, stage: str, key: str) -> int:
+    """Seed of one sample in [0, 2^63), from the SHA-256 of (seed, stage, key)."""
+    digest = hashlib.sha256(f"{seed}\0{stage}\0{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def sample_generator(seed: int, stage: str, key: str) -> "torch.Generator":
+    """A CPU generator of one sample: what it draws depends on (seed, stage, key) alone."""
+    import torch
+
+    return torch.Generator().manual_seed(sample_seed(seed, stage, key))
+
+
+def fingerprint(**parts: Any) -> str:
+    """SHA-256 of the canonical JSON of `parts`. Raises TypeError for what JSON cannot hold."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_revision(folder: Path | None = None) -> str | None:
+    """The commit of `folder` (default: this code), `-dirty` when modified, None outside git."""
+    folder = folder or Path(__file__).parent
+    try:
+        commit = _git(folder, "rev-parse", "--verify", "HEAD")
+        changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty" if changes else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ScaleInfo(_Frozen):
+    """The scale of a source's scores, who gave them, and the terms of its pictures."""
+
+    low: float
+    high: float
+    label_source: Literal["human", "simulated"]
+    license: str = Field(description="name of the licence, or the terms in a few words")
+    attribution: str = Field(description="whom to name, in full sentences")
+
+
+class ShardInfo(_Frozen):
+    """One shard: file name (under data/), SHA-256, size in bytes and number of samples."""
+
+    name: str
+    sha256: str
+    bytes: int
+    samples: int
+
+
+class Counts(_Frozen):
+    """How many samples came in, were kept and rejected, and the kept ones of each split."""
+
+    in_: int = Field(validation_alias=AliasChoices("in", "in_"), serialization_alias="in")
+    kept: int
+    rejected: int
+    splits: dict[str, int]
+
+    @model_validator(mode="after")
+    def _reconcile(self) -> Self:
+        if self.in_ != self.kept + self.rejected or self.kept != sum(self.splits.values()):
+            raise ValueError(f"counts do not reconcile: {self.model_dump(by_alias=True)}")
+        return self
+
+
+class Manifest(_Frozen):
+    """manifest.json: what a data set holds and what it was made from."""
+
+    stage: str
+    counts: Counts
+    shards: dict[str, ShardInfo]
+    parameters: dict[str, Any]
+    inputs: dict[str, str] = Field(description="content_sha256 of each input, by name")
+    scale: ScaleInfo
+    git_revision: str | None
+    versions: dict[str, str]
+    content_sha256: str
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        stage: str,
+        counts: Counts,
+        shards: dict[str, ShardInfo],
+        parameters: dict[str, Any],
+        inputs: dict[str, str],
+        scale: ScaleInfo,
+    ) -> "Manifest":
+        """The manifest with revision, versions and content hash filled in.
+
+        The content hash covers shards, counts, parameters and scale, and neither the revision nor
+        the versions: a commit that changes no data leaves everything downstream up to date.
+        """
+        content = fingerprint(
+            shards={name: shard.sha256 for name, shard in shards.items()},
+            counts=counts.model_dump(by_alias=True),
+            parameters=parameters,
+            scale=scale.model_dump(),
+        )
+        versions = {name: version(name) for name in ("torch", "kornia")}
+        return cls(
+            stage=stage,
+            counts=counts,
+            shards=dict(sorted(shards.items())),
+            parameters=parameters,
+            inputs=inputs,
+            scale=scale,
+            git_revision=git_revision(),
+            versions={"python": platform.python_version(), **versions},
+            content_sha256=content,
+        )
+
+    def to_json(self) -> str:
+        """The text of manifest.json."""
+        return json.dumps(self.model_dump(by_alias=True), indent=2) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """The manifest of a data set folder; FileNotFoundError when it was not finished."""
+        return cls.model_validate_json((folder / "manifest.json").read_bytes())
+
+
+def read_manifest(folder: Path, made_by: str) -> Manifest:
+    """The manifest of an input data set; InputError names the stage that would make it."""
+    try:
+        return Manifest.read(folder)
+    except OSError:
+        raise InputError(
+            f"{folder} must be a finished data set, got none there: run `veneer {made_by}` first"
+        ) from None
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"]
+        raise InputError(
+            f"{folder} must hold a whole manifest.json, got {reason}: run `veneer {made_by}` again"
+        ) from None
