@@ -55,9 +55,9 @@ def train(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(_groups(model, lr, rates or {}), fused=True)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=patience)
-    fading = None
+    lr_decay = None
     if decay_steps:
-        fading = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / decay_steps, decay_steps)
+        lr_decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / decay_steps, decay_steps)
     state = Progress()
     best_weights: dict[str, Tensor] = {}
 
@@ -86,8 +86,8 @@ def train(
         model.load_state_dict(resume["model"])
         optimizer.load_state_dict(resume["optimizer"])
         plateau.load_state_dict(resume["plateau"])
-        if fading:
-            fading.load_state_dict(resume["fading"])
+        if lr_decay:
+            lr_decay.load_state_dict(resume["lr_decay"])
         best_weights = resume["best_weights"]
         state = Progress(**resume["progress"])
     else:
@@ -103,8 +103,8 @@ def train(
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            if fading:
-                fading.step()
+            if lr_decay:
+                lr_decay.step()
             state.steps += 1
         state.seconds += time.perf_counter() - began
         state.epoch += 1
@@ -116,7 +116,7 @@ def train(
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "plateau": plateau.state_dict(),
-                    "fading": fading and fading.state_dict(),
+                    "lr_decay": lr_decay and lr_decay.state_dict(),
                     "best_weights": best_weights,
                     "progress": vars(state),
                 }

@@ -78,7 +78,9 @@ def _empty(name: str) -> float:
     return math.nan
 
 
-def attack_reach(history: Sequence[dict[str, float]], within: float = 0.5) -> dict[str, float]:
+def attack_convergence(
+    history: Sequence[dict[str, float]], within: float = 0.5
+) -> dict[str, float]:
     """ART: when the RASR on the fixed validation subset first came within 0.5 points of its best.
 
     history: rows with `rasr` (%), `hours`, `steps`, `calls` so far, in order. Returns: hours,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def at_once(images: Tensor) -> int:
+def inference_chunk_size(images: Tensor) -> int:
     """How many images of a batch to work on together without a gradient.
 
     On a CPU as many as stay in its caches: three times as fast at 500×500; on a GPU all.
@@ -37,26 +37,28 @@ def line_fraction(images: Tensor, adversarial: Tensor, min_psnr: float) -> Tenso
     return torch.sqrt(allowed / mse.clamp_min(1e-12)).clamp_max(1)
 
 
-def towards(images: Tensor, adversarial: Tensor, fraction: Tensor) -> Tensor:
+def interpolate(images: Tensor, adversarial: Tensor, fraction: Tensor) -> Tensor:
     """The point x + fraction·(y - x) of each line. fraction: (N,)."""
     return torch.lerp(images, adversarial, fraction.view(-1, 1, 1, 1))
 
 
 @torch.no_grad()
-def draw_back(images: Tensor, adversarial: Tensor, min_psnr: float) -> tuple[Tensor, Tensor]:
+def project_to_min_psnr(
+    images: Tensor, adversarial: Tensor, min_psnr: float
+) -> tuple[Tensor, Tensor]:
     """Stored example nearest to y on the line to x with PSNR(x, y) ≥ min_psnr after rounding.
 
     images, adversarial: (N,3,H,W); images on the 8-bit grid. Returns: the quantised example and
     the fraction (N,) of the line that was kept, found to a thousandth of itself.
     """
-    few = at_once(images)
+    few = inference_chunk_size(images)
     if len(images) > few:
         parts = zip(images.split(few), adversarial.split(few), strict=True)
-        done = [draw_back(x, y, min_psnr) for x, y in parts]
+        done = [project_to_min_psnr(x, y, min_psnr) for x, y in parts]
         return torch.cat([y for y, _ in done]), torch.cat([kept for _, kept in done])
 
     def holds(fraction: Tensor) -> Tensor:
-        return psnr(images, quantize(towards(images, adversarial, fraction))) >= min_psnr
+        return psnr(images, quantize(interpolate(images, adversarial, fraction))) >= min_psnr
 
     # Rounding adds 1/12 of a squared level on average; the closed form with that is off by a
     # hundredth at most, unless the whole allowance is of the size of the rounding. |round(κ·d)|
@@ -81,4 +83,4 @@ def draw_back(images: Tensor, adversarial: Tensor, min_psnr: float) -> tuple[Ten
         good = holds(middle)
         kept = torch.where(wide & good, middle, kept)
         high = torch.where(wide & ~good, middle, high)
-    return quantize(towards(images, adversarial, kept)), kept
+    return quantize(interpolate(images, adversarial, kept)), kept

@@ -123,7 +123,7 @@ def half_size(image: Tensor) -> Tensor:
     return small[0].round().clamp(0, 255).byte()
 
 
-def disturb(image: Tensor, rng: np.random.Generator) -> Tensor:
+def augment(image: Tensor, rng: np.random.Generator) -> Tensor:
     """What happens to pictures on their way: half of them JPEG 70 to 98, a third half size."""
     if rng.random() < 1 / 3 and min(image.shape[1:]) >= 64:
         image = half_size(image)
@@ -148,7 +148,7 @@ def train_detector(
     """Train in place with AdamW and a cosine schedule; the epoch of highest validation AUC stays.
 
     Both classes weigh the same in every batch: an epoch shows each adversarial example once and as
-    many photographs, drawn again if they are fewer. robust: `disturb` before the crop. resume,
+    many photographs, drawn again if they are fewer. robust: `augment` before the crop. resume,
     save: an epoch's draws follow from seed and epoch alone, so a resumed training ends the same.
     """
     _check(train, validation, epochs, crop)
@@ -229,7 +229,7 @@ def _loss(
     windows, labels = [], []
     for index in chosen:
         image, label = data[index]
-        windows.append(crop_and_flip(disturb(image, rng) if robust else image, crop, rng))
+        windows.append(crop_and_flip(augment(image, rng) if robust else image, crop, rng))
         labels.append(float(label))
     device = next(detector.parameters()).device
     logits = detector(torch.stack(windows).to(device).float() / 255)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from victims.base import ScoreScale, hold_statistics
-from victims.metrics import rmse, srcc
+from victims.base import ScoreScale, freeze_batch_norm_stats
+from victims.metrics import rmse, srocc
 
 Scored = tuple[Sequence[Tensor], Sequence[float]]
 
@@ -25,7 +25,7 @@ def finetune(
     *,
     validation_adversarial: Scored | None = None,
     photographs: Sequence[Tensor] = (),
-    keep: float = 0.0,
+    distillation_weight: float = 0.0,
     teacher: nn.Module | None = None,
     epochs: int = 5,
     batch_size: int = 16,
@@ -40,24 +40,24 @@ def finetune(
 
     model: any torch module from RGB (N,3,H,W) in [0,1] to (N,) scores on the scale. clean and the
     others: images uint8 (3,H,W) of one size S, and their scores. Smooth L1 on scores as tenths of
-    the scale. Beyond the paper and with weight `keep`: also between what the model and `teacher`
-    (None: the model as it came) say of random views of `photographs` (uint8 of any size, needing no
+    the scale. Beyond the paper and with `distillation_weight`: also between what the model and
+    `teacher` (None: the model as it came) say of random views of `photographs` (uint8 of any size, needing no
     scores; as many per step as clean images), so that what it knew of other pictures stays.
     AdamW with a cosine schedule; running statistics of batch norms stay. clean_share of each batch
     are clean images; an epoch shows each of these once and draws the examples in turn.
     The epoch of the lowest mean error on validation (photographs and examples alike) stays, the
     model as it came among them. save gets the state after every epoch; given again as `resume`,
     with the same other arguments, the training goes on to the same weights. Returns: a row per
-    epoch with loss, srcc and rmse (photographs), rmse_adversarial. Raises ValueError for empty
+    epoch with loss, srocc and rmse (photographs), rmse_adversarial. Raises ValueError for empty
     data, RuntimeError where the loss is not finite.
     """
     _check(clean, adversarial, validation, epochs, clean_share)
-    if keep < 0 or (keep and not len(photographs)):
+    if distillation_weight < 0 or (distillation_weight and not len(photographs)):
         raise ValueError(
-            f"keep must be ≥ 0, with photographs to keep the scores of, got {keep:g} with "
-            f"{len(photographs)}"
+            f"distillation_weight must be ≥ 0, with photographs to keep the scores of, "
+            f"got {distillation_weight:g} with {len(photographs)}"
         )
-    teacher = copy.deepcopy(model if teacher is None else teacher) if keep else None
+    teacher = copy.deepcopy(model if teacher is None else teacher) if distillation_weight else None
     if teacher is not None:
         teacher.eval().requires_grad_(False)
     parameters = list(model.parameters())
@@ -84,8 +84,13 @@ def finetune(
             loss = math.nan
             if epoch:
                 rng = np.random.default_rng((seed, epoch))
-                drawn = _epoch(clean, adversarial, sizes, steps, photographs, bool(keep), rng)
-                loss = _learn(model, teacher, keep, drawn, unit, optimizer, schedule) / steps
+                drawn = _epoch(
+                    clean, adversarial, sizes, steps, photographs, bool(distillation_weight), rng
+                )
+                loss = (
+                    _learn(model, teacher, distillation_weight, drawn, unit, optimizer, schedule)
+                    / steps
+                )
             row = {"epoch": float(epoch), "loss": loss}
             row |= _validate(model, validation, validation_adversarial or validation)
             history.append(row)
@@ -143,7 +148,7 @@ def scores_of(model: nn.Module, images: Sequence[Tensor], batch_size: int = 32) 
 def _validate(model: nn.Module, clean: Scored, adversarial: Scored) -> dict[str, float]:
     scores = scores_of(model, clean[0])
     return {
-        "srcc": srcc(scores, clean[1]),
+        "srocc": srocc(scores, clean[1]),
         "rmse": rmse(scores, clean[1]),
         "rmse_adversarial": rmse(scores_of(model, adversarial[0]), adversarial[1]),
     }
@@ -183,7 +188,7 @@ def _epoch(
 def _learn(
     model: nn.Module,
     teacher: nn.Module | None,
-    keep: float,
+    distillation_weight: float,
     drawn: Iterator[tuple[Tensor, Tensor, Tensor]],
     unit: float,
     optimizer: torch.optim.Optimizer,
@@ -191,7 +196,7 @@ def _learn(
 ) -> float:
     """A step on each of what is drawn; the sum of the losses."""
     model.train()
-    hold_statistics(model)
+    freeze_batch_norm_stats(model)
     device = next(model.parameters()).device
     total = 0.0
     for shown, mos, views in drawn:
@@ -199,7 +204,7 @@ def _learn(
         if teacher is None:
             loss = F.smooth_l1_loss(model(shown.to(device)) / unit, wanted)
         else:
-            loss = _keeping(model, teacher, keep, shown, wanted, views, unit)
+            loss = _keeping(model, teacher, distillation_weight, shown, wanted, views, unit)
         if not math.isfinite(loss.item()):
             lr = schedule.base_lrs[0]
             raise RuntimeError(f"loss must be finite, got {loss.item()}: lower lr ({lr})")
@@ -214,7 +219,7 @@ def _learn(
 def _keeping(
     model: nn.Module,
     teacher: nn.Module,
-    keep: float,
+    distillation_weight: float,
     shown: Tensor,
     wanted: Tensor,
     views: Tensor,
@@ -226,7 +231,7 @@ def _keeping(
     with torch.no_grad():
         known = teacher(views) / unit
     loss = F.smooth_l1_loss(scores[: len(shown)], wanted)
-    return loss + keep * F.smooth_l1_loss(scores[len(shown) :], known)
+    return loss + distillation_weight * F.smooth_l1_loss(scores[len(shown) :], known)
 
 
 def _batch(data: Scored, order: Any, step: int, size: int) -> tuple[list[Tensor], list[float]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from victims.crops import MappedVictim, enlarge, spread_corners, take_crops
+from victims.crops import MappedVictim, enlarge, five_crop_corners, take_crops
 
 RATES = tuple(step / 20 for step in range(20))  # 0, 5, ... 95 %
 
@@ -20,10 +20,10 @@ def channel_activity(victim: MappedVictim, images: Sequence[Tensor]) -> Tensor:
     """
     if not len(images):
         raise ValueError("images must be at least one benign image, got none")
-    total = torch.zeros_like(victim.kept)
+    total = torch.zeros_like(victim.channel_mask)
     for i in range(len(images)):
         image = enlarge(images[i].to(victim.device).float()[None] / 255, victim.input_size)
-        corners = spread_corners(image.shape[2:], victim.input_size)
+        corners = five_crop_corners(image.shape[2:], victim.input_size)
         maps = victim.maps(take_crops(image[0], corners, victim.input_size))
         total += maps[-1].abs().mean(dim=(0, 2, 3))
     return total / len(images)
@@ -37,12 +37,13 @@ def prune(victim: MappedVictim, activity: Tensor, rate: float) -> int:
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate must be in [0, 1), got {rate:g}")
-    if activity.shape != victim.kept.shape:
+    if activity.shape != victim.channel_mask.shape:
         raise ValueError(
-            f"activity must have shape {tuple(victim.kept.shape)}, got {tuple(activity.shape)}"
+            f"activity must have shape {tuple(victim.channel_mask.shape)}, "
+            f"got {tuple(activity.shape)}"
         )
     # Rounded, or 0.15 of 20 channels would be 2.
     count = int(round(rate * len(activity), 9))
-    victim.kept.fill_(1)
-    victim.kept[activity.argsort(stable=True)[:count]] = 0
+    victim.channel_mask.fill_(1)
+    victim.channel_mask[activity.argsort(stable=True)[:count]] = 0
     return count

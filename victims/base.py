@@ -94,7 +94,7 @@ def stored_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def hold_statistics(model: nn.Module) -> None:
+def freeze_batch_norm_stats(model: nn.Module) -> None:
     """Put the batch norms of a model in training into eval mode: running statistics stay."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):

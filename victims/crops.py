@@ -28,7 +28,7 @@ class MappedVictim(CropVictim, Protocol):
     """One whose last feature map can be seen and pruned."""
 
     @property
-    def kept(self) -> Tensor:
+    def channel_mask(self) -> Tensor:
         """1 for each channel of the last map that is left, 0 for each that is pruned: (C,)."""
 
     def maps(self, crops: Tensor, /) -> list[Tensor]:
@@ -46,7 +46,7 @@ def draw_corners(sides: Sequence[int], size: int, count: int, generator: torch.G
     return (drawn * room).long().minimum(room - 1)
 
 
-def spread_corners(sides: Sequence[int], size: int) -> Tensor:
+def five_crop_corners(sides: Sequence[int], size: int) -> Tensor:
     """The corners of the four corner crops and the central one; of one where all are the same.
 
     sides: height and width of the image, after `enlarge` where it is smaller than a crop.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from victims.base import hold_statistics
+from victims.base import freeze_batch_norm_stats
 from victims.nima import Nima
 
 Batches = Iterator[tuple[Tensor, Tensor, Tensor]]
@@ -60,7 +60,7 @@ class FullTask:
         """Go to training mode."""
         self.model.train()
         if self.freeze_batchnorm:
-            hold_statistics(self.model)
+            freeze_batch_norm_stats(self.model)
 
     def batches(self, generator: torch.Generator) -> Batches:
         """One epoch of (logits, mos, std), in the order that the generator draws."""

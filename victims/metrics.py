@@ -11,7 +11,7 @@ from scipy import stats
 from victims.base import ScoreScale
 
 
-def srcc(scores: ArrayLike, mos: ArrayLike) -> float:
+def srocc(scores: ArrayLike, mos: ArrayLike) -> float:
     """Spearman's rank correlation, in [-1, 1]; NaN with a warning if either side is constant."""
     return _correlation(stats.spearmanr, scores, mos)
 
@@ -34,9 +34,9 @@ def binary_accuracy(scores: ArrayLike, mos: ArrayLike, threshold: float) -> floa
 
 
 def agreement(scores: ArrayLike, mos: ArrayLike, scale: ScoreScale) -> dict[str, float]:
-    """Compute all four: srcc, lcc, rmse and accuracy at the threshold of the scale."""
+    """Compute all four: srocc, lcc, rmse and accuracy at the threshold of the scale."""
     return {
-        "srcc": srcc(scores, mos),
+        "srocc": srocc(scores, mos),
         "lcc": lcc(scores, mos),
         "rmse": rmse(scores, mos),
         "accuracy": binary_accuracy(scores, mos, scale.threshold),

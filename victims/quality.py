@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from victims.base import ScoreScale, TorchVictim
-from victims.crops import enlarge, spread_corners
+from victims.crops import enlarge, five_crop_corners
 from victims.weights import load_backbone
 
 
@@ -57,8 +57,8 @@ class QualityModel(TorchVictim):
         self.mean: Tensor
         self.std: Tensor
         # Which channels of the last map are left: see defenders.pruning.
-        self.register_buffer("kept", torch.ones(self.channels[-1]))
-        self.kept: Tensor
+        self.register_buffer("channel_mask", torch.ones(self.channels[-1]))
+        self.channel_mask: Tensor
         self._config = {
             "name": name,
             "backbone": backbone,
@@ -72,7 +72,7 @@ class QualityModel(TorchVictim):
         images = ((crops - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         every = self.backbone.forward_intermediates(images, intermediates_only=True)
         maps: list[Tensor] = every[-len(self.channels) :]
-        maps[-1] = maps[-1] * self.kept[:, None, None]
+        maps[-1] = maps[-1] * self.channel_mask[:, None, None]
         return maps
 
     def quality(self, crops: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class QualityModel(TorchVictim):
     def score(self, images: Tensor) -> Tensor:
         """Score a checked batch: (N,)."""
         images = enlarge(images, self.input_size)
-        corners = spread_corners(images.shape[2:], self.input_size).tolist()
+        corners = five_crop_corners(images.shape[2:], self.input_size).tolist()
         size = self.input_size
         crops = [images[:, :, top : top + size, left : left + size] for top, left in corners]
         quality = self.quality(torch.cat(crops)).view(len(corners), len(images))

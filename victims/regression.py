@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from victims.base import hold_statistics
-from victims.crops import crop_scores, enlarge, random_crops, spread_corners
+from victims.base import freeze_batch_norm_stats
+from victims.crops import crop_scores, enlarge, five_crop_corners, random_crops
 from victims.metrics import agreement
 from victims.quality import QualityModel
 from victims.resuming import random_state, set_random_state
@@ -124,7 +124,7 @@ def train_regressor(
     the model's scale, or beyond it. loss: None takes the model's own. after_epoch: called with the
     model in eval mode, epoch 0 first. save: called with the state after each epoch; given as
     `resume`, with the same other arguments, the training goes on to the same weights.
-    Returns: a row per epoch, epoch 0 (untrained) first: loss, and srcc, lcc, rmse on validation.
+    Returns: a row per epoch, epoch 0 (untrained) first: loss, and srocc, lcc, rmse on validation.
     Raises: ValueError for bad arguments, RuntimeError if the loss is not finite.
     """
     name = loss or model.loss
@@ -147,8 +147,8 @@ def train_regressor(
             row |= _validate(model, *validation)
         history.append(row)
         # Without validation the last epoch counts.
-        if (row["srcc"] > best_srcc) if validation else epoch == len(plan):
-            best_srcc = row.get("srcc", 0.0)
+        if (row["srocc"] > best_srcc) if validation else epoch == len(plan):
+            best_srcc = row.get("srocc", 0.0)
             best_state = copy.deepcopy(model.state_dict())
         if report:
             report(row)
@@ -224,7 +224,7 @@ def _start_epoch(model: QualityModel, phase: Phase) -> None:
             parameter.requires_grad_(False)
     else:
         model.backbone.requires_grad_(False)
-    hold_statistics(model.backbone)
+    freeze_batch_norm_stats(model.backbone)
 
 
 def mean_scores(model: QualityModel, images: Sequence[Tensor]) -> Tensor:
@@ -232,7 +232,7 @@ def mean_scores(model: QualityModel, images: Sequence[Tensor]) -> Tensor:
     scores = []
     for i in range(len(images)):
         image = enlarge(images[i].to(model.device).float()[None] / 255, model.input_size)
-        corners = spread_corners(image.shape[2:], model.input_size)
+        corners = five_crop_corners(image.shape[2:], model.input_size)
         scores.append(crop_scores(model, image[0], corners).mean())
     return torch.stack(scores).cpu()
 
@@ -240,7 +240,7 @@ def mean_scores(model: QualityModel, images: Sequence[Tensor]) -> Tensor:
 def _validate(model: QualityModel, images: Sequence[Tensor], labels: Sequence[float]) -> Row:
     scores = mean_scores(model, images).numpy()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an untrained model may be constant: srcc is NaN
+        warnings.simplefilter("ignore")  # an untrained model may be constant: srocc is NaN
         return agreement(scores, list(labels), model.scale)
 
 

@@ -32,7 +32,7 @@ class TrainingResult:
     """The chosen epoch (0: the weights as they came) and one row of numbers for each epoch.
 
     A row has epoch, loss (mean over the training images), lr or penalty (both from epoch 1 on), and
-    srcc, lcc, rmse and accuracy on the validation split.
+    srocc, lcc, rmse and accuracy on the validation split.
     """
 
     best_epoch: int
@@ -98,7 +98,7 @@ def train_victim(
             task.crop, task.freeze_batchnorm = crop, freeze_batchnorm
         solve: Solver
         if solver == "lbfgs" and isinstance(task, HeadTask):
-            solve = PenaltyPath(task, loss, weight_decay)
+            solve = RegularizationPath(task, loss, weight_decay)
         else:
             solve = Descent(task, loss, epochs, rates, weight_decay, seed)
         try:
@@ -142,9 +142,9 @@ class Descent:
         seed: int,
     ) -> None:
         self.task, self.loss, self.rates = task, loss, rates
-        self.optimiser = torch.optim.AdamW(task.parameters(*rates), weight_decay=weight_decay)
+        self.optimizer = torch.optim.AdamW(task.parameters(*rates), weight_decay=weight_decay)
         steps = epochs * math.ceil(task.size / task.batch_size)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, max(steps, 1))
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(steps, 1))
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, epoch: int) -> Row:
@@ -154,9 +154,9 @@ class Descent:
         total = 0.0
         for logits, mos, std in task.batches(self.generator):
             value = training_loss(task.model, logits, mos, std, self.loss)
-            self.optimiser.zero_grad()
+            self.optimizer.zero_grad()
             value.backward()
-            self.optimiser.step()
+            self.optimizer.step()
             self.schedule.step()
             total += value.item() * len(mos)
         if not math.isfinite(total):
@@ -169,19 +169,19 @@ class Descent:
     def state(self) -> State:
         """Moments, rate, and where the random numbers stand."""
         return {
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "random": random_state(self.generator, self.task.model.device),
         }
 
     def restore(self, state: State) -> None:
         """Go on from there."""
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         set_random_state(state["random"], self.generator, self.task.model.device)
 
 
-class PenaltyPath:
+class RegularizationPath:
     """The optimum for one penalty, from that for the penalty before."""
 
     def __init__(self, task: HeadTask, loss: str, weight_decay: float) -> None:
@@ -192,7 +192,7 @@ class PenaltyPath:
         """The optimum for half the penalty of the epoch before."""
         penalty = self.weight_decay / 2 ** (epoch - 1)
         fit = 0.0
-        optimiser = torch.optim.LBFGS(
+        optimizer = torch.optim.LBFGS(
             self.weights,
             max_iter=1000,
             history_size=20,
@@ -203,14 +203,14 @@ class PenaltyPath:
 
         def closure() -> float:
             nonlocal fit
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             value = training_loss(self.task.model, *self.task.whole(), self.loss)
             fit = value.item()
             total = value + penalty * self.task.model.head.linear.weight.square().sum()
             total.backward()
             return total.item()
 
-        optimiser.step(closure)
+        optimizer.step(closure)
         if not math.isfinite(fit):
             raise RuntimeError(f"loss must be finite, got {fit} for penalty {penalty:g}")
         return {"loss": fit, "penalty": penalty}
@@ -249,12 +249,12 @@ def _fit(
                 f"scores must be finite, got NaN after epoch {epoch} (lower the lr?)"
             )
         with warnings.catch_warnings():
-            # An untrained head may give constant scores: srcc NaN, and never the best epoch.
+            # An untrained head may give constant scores: srocc NaN, and never the best epoch.
             warnings.simplefilter("ignore")
             row |= agreement(scores, mos, task.model.scale)
         history.append(row)
-        if row["srcc"] > best_srcc:
-            best_epoch, best_srcc = epoch, row["srcc"]
+        if row["srocc"] > best_srcc:
+            best_epoch, best_srcc = epoch, row["srocc"]
             best_state = copy.deepcopy(task.trained.state_dict())
         if progress:
             progress(row)

@@ -65,7 +65,7 @@ def search_trigger(
     mask = band_mask(band)
     coefficients = _start(effect, mask, eps, generator).to(surrogate.device).requires_grad_(True)
     optimizer = torch.optim.Adam([coefficients], lr=lr)
-    fading = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / epochs, epochs)
+    lr_decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / epochs, epochs)
     if effect == "features":
         spread = _spread(surrogate, images, generator, batch_size)
 
@@ -81,7 +81,7 @@ def search_trigger(
     if resume:
         coefficients.data.copy_(resume["coefficients"])
         optimizer.load_state_dict(resume["optimizer"])
-        fading.load_state_dict(resume["fading"])
+        lr_decay.load_state_dict(resume["lr_decay"])
         generator.set_state(resume["generator"])
         history += resume["history"]
     for epoch in range(len(history) + 1, epochs + 1):
@@ -104,7 +104,7 @@ def search_trigger(
                 _project(coefficients, mask, eps)
             seen += change.item() * len(part) / len(images)
             total += loss.item() * len(part) / len(images)
-        fading.step()
+        lr_decay.step()
         row = {"epoch": float(epoch), "loss": total, "effect": seen, "psnr": trigger.psnr}
         history.append(row)
         if report:
@@ -114,7 +114,7 @@ def search_trigger(
                 {
                     "coefficients": coefficients.detach(),
                     "optimizer": optimizer.state_dict(),
-                    "fading": fading.state_dict(),
+                    "lr_decay": lr_decay.state_dict(),
                     "generator": generator.get_state(),
                     "history": history,
                 }

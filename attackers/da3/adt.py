@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attackers.da3.filters import FILTER_NAMES, bounded
+from attackers.da3.filters import FILTER_NAMES, scaled_sigmoid
 from attackers.da3.priors import prior, prior_size, shared_parts
 
 PATCH = 32
@@ -183,10 +183,10 @@ class ADT(nn.Module):
             gate = _linear(w, "gate", cond)
             token, feature = gate.split([c.grid**2, c.width], dim=-1)
             # A bounded L×D matrix around 1: which areas and which features go on.
-            x = x * bounded(1 + token.unsqueeze(-1) + feature.unsqueeze(-2), 0, 2)
+            x = x * scaled_sigmoid(1 + token.unsqueeze(-1) + feature.unsqueeze(-2), 0, 2)
         nu, mu = _linear(w, "adapt_out", cond).unsqueeze(-2).chunk(2, dim=-1)
         x = self._norm(x, nu, mu).mean(-2)
-        return bounded(_linear(w, "decode", x).squeeze(-1), -1, 1)
+        return scaled_sigmoid(_linear(w, "decode", x).squeeze(-1), -1, 1)
 
     def _norm(self, x: Tensor, nu: Tensor, mu: Tensor) -> Tensor:
         """Adaptive layer norm: scale ν and shift μ regressed from the condition."""

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from attackers.da3.adt import ADT, ADTConfig
 from attackers.da3.coordinator import Coordinator
-from attackers.da3.filters import FILTERS, bounded, clamp_through
+from attackers.da3.filters import FILTERS, clamp_through, scaled_sigmoid
 from attackers.objectives import Objective
-from attackers.projections import at_once, draw_back, quantize
+from attackers.projections import inference_chunk_size, project_to_min_psnr, quantize
 from victims.base import Victim
 
 MAX_REFINE = 1 + len(FILTERS)
 # Weight of a filter alone: its whole strength oversteps, a small share is lost in the rounding.
-ALONE = 0.15
+SINGLE_FILTER_WEIGHT = 0.15
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Examples:
 
 def combine(images: Tensor, plan: Plan) -> Tensor:
     """Formula 4: y = Σ w_i F_i(x; s_i), clamped. images: (N,3,H,W) of any size."""
-    few = at_once(images)
+    few = inference_chunk_size(images)
     if len(images) > few and not torch.is_grad_enabled():
         parts = zip(
             images.split(few), plan.weights.split(few), plan.strengths.split(few), strict=True
@@ -61,7 +61,7 @@ def combine(images: Tensor, plan: Plan) -> Tensor:
     return clamp_through(total)
 
 
-def alone(plan: Plan, rank: int) -> Plan:
+def single_filter_plan(plan: Plan, rank: int) -> Plan:
     """One filter of each picture's plan, with weight ALONE: that with the rank-th largest share.
 
     A filter's share of the change is its weight times its strength; rank 0 is the largest.
@@ -69,9 +69,9 @@ def alone(plan: Plan, rank: int) -> Plan:
     order = (plan.weights * plan.strengths.abs()).argsort(dim=1, descending=True, stable=True)
     chosen = order[:, rank : rank + 1]
     strengths = torch.zeros_like(plan.strengths)
-    rest = (1 - ALONE) / (plan.weights.shape[1] - 1)  # of filters that do nothing
+    rest = (1 - SINGLE_FILTER_WEIGHT) / (plan.weights.shape[1] - 1)  # of filters that do nothing
     return Plan(
-        torch.full_like(plan.weights, rest).scatter(1, chosen, ALONE),
+        torch.full_like(plan.weights, rest).scatter(1, chosen, SINGLE_FILTER_WEIGHT),
         strengths.scatter(1, chosen, plan.strengths.gather(1, chosen)),
     )
 
@@ -85,7 +85,8 @@ class DA3Attacker(nn.Module):
     all, and at full resolution each filter acts once.
 
     The first stage learns to restore, the second to deceive: it starts from a tenth of the
-    restoring strength (`reach`) and learns what this victim likes in every picture (`lean`).
+    restoring strength (`strength_scale`) and learns what this victim likes in every picture
+    (`strength_bias`).
     Strong filters from the first step lead it to where scores change without order.
     """
 
@@ -93,8 +94,8 @@ class DA3Attacker(nn.Module):
         super().__init__()
         self.adt = ADT(config, seed=seed)
         self.coordinator = Coordinator(seed=seed)
-        self.reach = nn.Parameter(torch.full((len(FILTERS),), 0.1))
-        self.lean = nn.Parameter(torch.zeros(len(FILTERS)))
+        self.strength_scale = nn.Parameter(torch.full((len(FILTERS),), 0.1))
+        self.strength_bias = nn.Parameter(torch.zeros(len(FILTERS)))
 
     def small(self, images: Tensor) -> Tensor:
         """The images at the size at which strengths are regressed."""
@@ -112,7 +113,7 @@ class DA3Attacker(nn.Module):
         p = images.new_zeros(len(FILTERS), len(images))
         results: list[Tensor] = []
         for t in range(self.adt.config.steps, 0, -1):
-            p = bounded(p + self.adt(results or images, t), -1, 1)
+            p = scaled_sigmoid(p + self.adt(results or images, t), -1, 1)
             results = [f(images, p[i]) for i, f in enumerate(FILTERS.values())]
         return p, results
 
@@ -125,7 +126,7 @@ class DA3Attacker(nn.Module):
         small = self.small(images)
         p, results = self.reverse(small)
         weights = self.coordinator(small, torch.stack(results), p)
-        plan = Plan(weights, bounded(self.reach * p.T + self.lean, -1, 1))
+        plan = Plan(weights, scaled_sigmoid(self.strength_scale * p.T + self.strength_bias, -1, 1))
         return combine(images, plan), plan
 
 
@@ -141,7 +142,8 @@ def generate(
     """Make the adversarial examples of a batch at its own resolution.
 
     images: (N,3,H,W) in [0,1] on the 8-bit grid. refine: 0, or k ≤ 15: of y and what the k-1
-    filters with the largest shares in it do alone (`alone`), keep what the victim scores best; k
+    filters with the largest shares in it do alone (`single_filter_plan`), keep what the victim
+    scores best; k
     queries per image. The design takes k points between x and y; where y fails they mostly fail as
     well, as the score falls along all of the line, while some filter alone still raises it.
     """
@@ -153,7 +155,7 @@ def generate(
     sign = 1 if objective.direction == "raise" else -1
     weights, strengths = plan.weights, plan.strengths
     for rank in range(refine - 1):
-        other = alone(plan, rank)
+        other = single_filter_plan(plan, rank)
         point, fraction = _finish(images, combine(images, other), objective)
         score = victim(point)
         better = sign * score > sign * best
@@ -169,4 +171,4 @@ def _finish(images: Tensor, free: Tensor, objective: Objective) -> tuple[Tensor,
     """The example as it may be stored, and the kept fraction (N,) of the line from x to `free`."""
     if objective.min_psnr is None:
         return quantize(free), images.new_ones(len(images))
-    return draw_back(images, free, objective.min_psnr)
+    return project_to_min_psnr(images, free, objective.min_psnr)

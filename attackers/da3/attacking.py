@@ -12,11 +12,11 @@ from attackers.da3.spsa import spsa_gradient
 from attackers.loop import train
 from attackers.metrics import msi, rasr
 from attackers.objectives import Objective, closeness, concentration, score_hinge
-from attackers.projections import line_fraction, quantize, towards
+from attackers.projections import interpolate, line_fraction, quantize
 from victims.base import Victim
 
 # The few numbers that all pictures share may move fast, the pretrained latent spaces slowly.
-RATES = {"reach": 50.0, "lean": 50.0, "coordinator": 5.0}
+RATES = {"strength_scale": 50.0, "strength_bias": 50.0, "coordinator": 5.0}
 
 
 def attack_loss(
@@ -37,7 +37,7 @@ def attack_loss(
         clean = victim(images) / unit
     y, plan = attacker(images)
     if objective.min_psnr is not None:
-        y = towards(images, y, line_fraction(images, y, objective.min_psnr))
+        y = interpolate(images, y, line_fraction(images, y, objective.min_psnr))
     rest = objective.lam * concentration(plan.weights)
     if objective.alpha:
         rest = rest + objective.alpha * closeness(images, y, objective.pixels, generator)

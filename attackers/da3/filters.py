@@ -63,10 +63,10 @@ def clamp_through(x: Tensor) -> Tensor:
     return x.clamp(0, 1)
 
 
-def bounded(v: Tensor, low: float, high: float) -> Tensor:
+def scaled_sigmoid(v: Tensor, low: float, high: float) -> Tensor:
     """The paper's sigmoid normaliser (Fig. 2b): slope 1 in the middle, saturating at low and high.
 
-    Returns: the shape of v, in (low, high); bounded(middle) = middle.
+    Returns: the shape of v, in (low, high); scaled_sigmoid(middle) = middle.
     """
     if not low < high:
         raise ValueError(f"low must be less than high, got low={low} and high={high}")

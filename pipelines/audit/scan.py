@@ -86,7 +86,7 @@ class ScanJob:
 
 
 @dataclass(frozen=True)
-class Look:
+class RowFeatures:
     """What was seen of one row: its size, agreement of each period or folds of each, or why not.
 
     folds[P]: (3,P,P,3): the two halves without JPEG's period, and the whole fold with it.
@@ -99,27 +99,27 @@ class Look:
     features: Any = None
 
 
-def look_at(job: ScanJob) -> list[Look]:
+def look_at(job: ScanJob) -> list[RowFeatures]:
     """Decode and fold the rows of a job."""
     return [_look(row, job) for row in job.rows]
 
 
-def _look(row: Row, job: ScanJob) -> Look:
+def _look(row: Row, job: ScanJob) -> RowFeatures:
     try:
         image = decode_image(row.load(), min_side=MIN_SIDE)
     except RejectedImage as error:
-        return Look(reason=error.reason)
+        return RowFeatures(reason=error.reason)
     whole, weight = residual(image)
     quiet = without_period(whole, JPEG) if job.jpeg else whole
     shape = image.shape[:2]
     periods = [p for p in job.periods if 2 * p <= min(shape)]
     if job.only_agreement:
         found = {p: agreement(fold(quiet, p)) for p in periods}
-        return Look(shape=shape, agreements=tuple(found.get(p, 0.0) for p in job.periods))
+        return RowFeatures(shape=shape, agreements=tuple(found.get(p, 0.0) for p in job.periods))
     folds = {
         p: np.concatenate([fold(quiet, p), exact_fold(whole, weight, p)[None]]) for p in periods
     }
-    return Look(shape=shape, folds=folds, features=content(image))
+    return RowFeatures(shape=shape, folds=folds, features=content(image))
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _looks(
     settings: ScanSettings,
     what: str,
     progress: bool,
-) -> list[Look]:
+) -> list[RowFeatures]:
     jobs = [
         ScanJob(tuple(rows[i : i + BATCH]), periods, only_agreement, settings.jpeg)
         for i in range(0, len(rows), BATCH)
@@ -200,7 +200,7 @@ def _looks(
     return [look for part in done for look in part]
 
 
-def _aligned(looks: Sequence[Look], period: int, grid: str) -> np.ndarray:
+def _aligned(looks: Sequence[RowFeatures], period: int, grid: str) -> np.ndarray:
     """Folds (n,3,P,P,3) with the corner of the grid at 0."""
     rolled = []
     for look in looks:
@@ -211,7 +211,10 @@ def _aligned(looks: Sequence[Look], period: int, grid: str) -> np.ndarray:
 
 
 def _test(
-    looks: Sequence[Look], sampled: Sequence[int], periods: Sequence[int], settings: ScanSettings
+    looks: Sequence[RowFeatures],
+    sampled: Sequence[int],
+    periods: Sequence[int],
+    settings: ScanSettings,
 ) -> tuple[_Found | None, list[dict[str, Any]]]:
     """Test each candidate; the first whose p-value, times the number of tests, is low enough.
 
@@ -252,7 +255,7 @@ def _test(
 
 def _explain(
     data: DataSet,
-    looks: Sequence[Look],
+    looks: Sequence[RowFeatures],
     found: _Found,
     report: dict[str, Any],
     settings: ScanSettings,
@@ -300,7 +303,7 @@ def _explain(
 
 def _labels(
     data: DataSet,
-    looks: Sequence[Look],
+    looks: Sequence[RowFeatures],
     usable: Sequence[int],
     alpha: np.ndarray,
     flagged: np.ndarray,
@@ -318,7 +321,7 @@ def _mirrored(evidence: LabelEvidence) -> LabelEvidence:
 
 def _table(
     data: DataSet,
-    looks: Sequence[Look],
+    looks: Sequence[RowFeatures],
     usable: Sequence[int] | None,
     seen: tuple[RowScores, np.ndarray, np.ndarray] | None,
     evidence: LabelEvidence | None,

@@ -54,13 +54,14 @@ def train_victim_command(
     from pipelines.stages.train_victim import run_train_victim
 
     report = run_train_victim(p, layout, victim)
-    srcc = {
-        split: "n/a" if report[split]["srcc"] is None else f"{report[split]['srcc']:.3f}"
+    srocc = {
+        split: "n/a" if report[split]["srocc"] is None else f"{report[split]['srocc']:.3f}"
         for split in ("validation", "test")
     }
     say(
         report,
-        f"{layout.victim(victim)}: SRCC {srcc['validation']} on validation, {srcc['test']} on test",
+        f"{layout.victim(victim)}: SRCC {srocc['validation']} on validation, "
+        f"{srocc['test']} on test",
         as_json,
     )
 

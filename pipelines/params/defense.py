@@ -23,9 +23,9 @@ class DetectorParams(Section):
 class FinetuneParams(Section):
     """Adversarial fine-tuning, arguments of defenders.finetuning.finetune. victims: each is a DVC
     stage. size: pixels that the fine-tuned victim sees instead of its own input size; nearer to
-    those of the pictures shows more of what an attack leaves. keep: weight of keeping the scores of
-    random views of the clean training photographs. soup: runs, of one seed after another, the mean
-    of whose weights is taken (Wortsman et al., Model soups, 2022). blend: share of these weights in
+    those of the pictures shows more of what an attack leaves. distillation_weight: weight of
+    keeping the scores of random views of the clean training photographs. soup: runs, of one seed after
+    another, the mean of whose weights is taken (Wortsman et al., Model soups, 2022). blend: share of these weights in
     those that stay, the rest are those before: photographs keep more of their scores, and less of
     an attack is seen through; the report shows both on validation along the way. retrain: also
     train a new attacker, of these modes, against the fine-tuned victim, and measure it on all clean
@@ -37,7 +37,7 @@ class FinetuneParams(Section):
     batch_size: int = Field(16, ge=1)
     lr: float = Field(1e-4, gt=0)
     clean_share: float = Field(0.5, gt=0, lt=1)
-    keep: float = Field(0.0, ge=0)
+    distillation_weight: float = Field(0.0, ge=0)
     soup: int = Field(1, ge=1)
     blend: float = Field(1.0, gt=0, le=1)
     retrain: list[Mode] = ["unrestricted"]

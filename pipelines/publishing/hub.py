@@ -117,7 +117,7 @@ class Hub:
         remote: dict[str, RepoFile] = {}
         tags: set[str] = set()
         exists = True
-        with _told(f"repository {repo}"):
+        with translate_hub_errors(f"repository {repo}"):
             try:
                 info = self.api.repo_info(repo, repo_type=publishable.kind)
                 if not info.private and not public:
@@ -155,7 +155,7 @@ class Hub:
     def publish(self, plan: Plan, *, report: Callable[[str], None] = lambda text: None) -> str:
         """Carry out a plan; returns the commit id. StageError when the connection breaks."""
         kind, repo = plan.kind, plan.repo
-        with _told(f"repository {repo}"):
+        with translate_hub_errors(f"repository {repo}"):
             if not plan.exists:
                 self.api.create_repo(repo, repo_type=kind, private=True, exist_ok=True)
                 report(f"{repo}: created, private")
@@ -189,7 +189,7 @@ class Hub:
         return commit
 
 
-class _told:
+class translate_hub_errors:
     """Turns what the client raises into one sentence and the right exit code."""
 
     def __init__(self, what: str) -> None:

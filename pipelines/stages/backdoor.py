@@ -104,7 +104,7 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         "test": len(pictures["test"]),
         "crops": settings.crops,
         "delta_y": delta_y,
-        "best_epoch": max(history, key=lambda r: r["srcc"])["epoch"],
+        "best_epoch": max(history, key=lambda r: r["srocc"])["epoch"],
         **row,
         "defenses": defenses,
         "label_source": manifest.scale.label_source,
@@ -154,7 +154,7 @@ def _meter(seed: int, trigger: Injector, pictures: Originals, delta_y: float) ->
         values = {
             "rmse": told["rmse"],
             "plcc": told["lcc"],
-            "srocc": told["srcc"],
+            "srocc": told["srocc"],
             "mmae": found["mmae"],
             "mmra": found["mmra"],
             "psnr": seen.psnr,

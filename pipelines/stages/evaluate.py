@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 
 from attackers.da3.filters import FILTER_NAMES
-from attackers.metrics import attack_reach, basr, filter_shares, msi, rasr
+from attackers.metrics import attack_convergence, basr, filter_shares, msi, rasr
 from pipelines.errors import InputError, StageError
 from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Params
@@ -136,7 +136,7 @@ def robustness(
     x, y = table["score_clean"], table["score_adv"]
     direction = table["direction"].iloc[0]
     judged = table["mos"].to_numpy() if by == "mos" else None
-    reach = attack_reach(history)
+    reach = attack_convergence(history)
     shares = filter_shares(table["weights"].to_list(), table["strengths"].to_list())
     top = sorted(FILTER_NAMES, key=lambda f: -shares[f])[:2]
     values = {

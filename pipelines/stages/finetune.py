@@ -225,7 +225,9 @@ def _train(
     One run per seed, all from the model as it came; what stays is the mean of their weights.
     """
     settings, came = params.finetune, copy.deepcopy(model.state_dict())
-    recipe = settings.model_dump(include={"epochs", "batch_size", "lr", "clean_share", "keep"})
+    recipe = settings.model_dump(
+        include={"epochs", "batch_size", "lr", "clean_share", "distillation_weight"}
+    )
     aside = adversarial.get("validation")
     data = (clean["train"], adversarial["train"], clean["validation"], aside)
     about = {
@@ -258,7 +260,7 @@ def _train(
             resume=training.checkpoint(),
             save=training.save,
             report=epoch_reporter(
-                what, settings.epochs, ("loss", "srcc", "rmse", "rmse_adversarial")
+                what, settings.epochs, ("loss", "srocc", "rmse", "rmse_adversarial")
             ),
         )
         history += [{"seed": float(seed), **row} for row in rows]
@@ -281,7 +283,9 @@ def _along(
         blend(model, came, share)
         found = _measure(model, scale, clean, {"old": old})
         model.load_state_dict(tuned)
-        rows.append({"blend": share, "srcc": found["clean"]["srcc"], "rasr": found["old"]["rasr"]})
+        rows.append(
+            {"blend": share, "srocc": found["clean"]["srocc"], "rasr": found["old"]["rasr"]}
+        )
     return rows
 
 
@@ -409,7 +413,7 @@ def finetune_table(report: dict[str, Any]) -> str:
     cases = {"before": "before", "resized": f"before, at {report['size']} pixels", "after": "after"}
     for key, case in cases.items():
         if key in report:
-            text = number(report[key]["clean"]["srcc"], 3)
+            text = number(report[key]["clean"]["srocc"], 3)
             lines.append(f"| old examples, {case} | {text} | {shown(report[key]['old'])} |")
             lines.append(f"| as JPEG {JPEG}, {case} | | {shown(report[key]['old_jpeg'])} |")
     for mode, row in report["new_attacker"].items():
@@ -418,5 +422,5 @@ def finetune_table(report: dict[str, Any]) -> str:
         lines += ["", "| blend, on validation | SRCC | RASR % |", "| --: | --: | --: |"]
     for row in report["validation"]:
         chosen = f"**{row['blend']:g}**" if row["blend"] == report["blend"] else f"{row['blend']:g}"
-        lines.append(f"| {chosen} | {number(row['srcc'], 3)} | {number(row['rasr'])} |")
+        lines.append(f"| {chosen} | {number(row['srocc'], 3)} | {number(row['rasr'])} |")
     return "\n".join(lines)

@@ -38,7 +38,7 @@ def trained_quality(
         return loaded, json.loads(rows.read_text())
     model = build_quality(settings, name, scale, seed).to(device())
     phases = phases_of(settings.model["kind"], settings.phases)
-    columns = ("loss",) if validation is None else ("loss", "srcc", "rmse")
+    columns = ("loss",) if validation is None else ("loss", "srocc", "rmse")
     history = train_regressor(
         model,
         train,

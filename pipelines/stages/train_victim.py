@@ -57,7 +57,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
                 pictures["train"],
                 pictures["validation"],
                 seed=params.seed,
-                progress=epoch_reporter(f"train_victim {name}", epochs, ("loss", "srcc", "rmse")),
+                progress=epoch_reporter(f"train_victim {name}", epochs, ("loss", "srocc", "rmse")),
                 resume=work.checkpoint(),
                 save=work.save,
                 **settings.training,

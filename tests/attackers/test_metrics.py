@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from attackers.da3.filters import FILTER_NAMES
 from attackers.metrics import (
-    attack_reach,
+    attack_convergence,
     attribute_profile,
     basr,
     filter_shares,
@@ -98,17 +98,17 @@ def row(rasr, hours):
 
 def test_art_is_the_first_row_within_half_a_point_of_the_best():
     history = [row(20, 0), row(95.4, 1), row(95.6, 2), row(90, 3), row(96, 4), row(95.9, 5)]
-    assert attack_reach(history) == {"hours": 2, "steps": 20, "calls": 200}
-    assert attack_reach(history, within=0) == {"hours": 4, "steps": 40, "calls": 400}
-    assert attack_reach(history, within=1) == {"hours": 1, "steps": 10, "calls": 100}
-    assert attack_reach([row(0, 3)])["hours"] == 3
-    assert all(math.isnan(value) for value in attack_reach([]).values())
+    assert attack_convergence(history) == {"hours": 2, "steps": 20, "calls": 200}
+    assert attack_convergence(history, within=0) == {"hours": 4, "steps": 40, "calls": 400}
+    assert attack_convergence(history, within=1) == {"hours": 1, "steps": 10, "calls": 100}
+    assert attack_convergence([row(0, 3)])["hours"] == 3
+    assert all(math.isnan(value) for value in attack_convergence([]).values())
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=30))
 def test_art_comes_first(shares):
     history = [row(share, hours) for hours, share in enumerate(shares)]
-    found = int(attack_reach(history)["hours"])
+    found = int(attack_convergence(history)["hours"])
     assert shares[found] >= max(shares) - 0.5
     assert all(share < max(shares) - 0.5 for share in shares[:found])
 

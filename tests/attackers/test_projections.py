@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio
 
-from attackers.projections import draw_back, line_fraction, psnr, quantize, towards
+from attackers.projections import interpolate, line_fraction, project_to_min_psnr, psnr, quantize
 
 
 @st.composite
@@ -60,7 +60,7 @@ def test_line_fraction_is_the_farthest_point_that_holds(line, wanted):
     x, y = (t.double() for t in line)
     fraction = line_fraction(x, y, wanted)
     assert ((fraction > 0) & (fraction <= 1)).all()
-    reached = psnr(x, towards(x, y, fraction))
+    reached = psnr(x, interpolate(x, y, fraction))
     drawn = fraction < 1
     torch.testing.assert_close(
         reached[drawn], torch.full_like(reached[drawn], wanted), rtol=0, atol=1e-3
@@ -83,11 +83,11 @@ def test_line_fraction_has_an_exact_gradient():
 @given(line=lines(), wanted=st.floats(5, 70))
 def test_draws_back_as_little_as_needed(line, wanted):
     x, y = line
-    out, kept = draw_back(x, y, wanted)
+    out, kept = project_to_min_psnr(x, y, wanted)
     assert torch.equal(out, quantize(out))
-    assert torch.equal(out, quantize(towards(x, y, kept)))
+    assert torch.equal(out, quantize(interpolate(x, y, kept)))
     assert ((kept >= 0) & (kept <= 1)).all()
-    longer = quantize(towards(x, y, (kept * 1.01).clamp_max(1)))
+    longer = quantize(interpolate(x, y, (kept * 1.01).clamp_max(1)))
     for clean, image, beyond, fraction in zip(x, out, longer, kept, strict=True):
         assert stored_psnr(clean, image) >= wanted - 1e-9
         if fraction < 1:
@@ -99,10 +99,10 @@ def test_draws_back_as_little_as_needed(line, wanted):
 def test_an_example_near_enough_stays_as_it_is():
     x = quantize(torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
     y = (x + 0.01).clamp(0, 1)
-    out, kept = draw_back(x, y, 30)
+    out, kept = project_to_min_psnr(x, y, 30)
     assert torch.equal(out, quantize(y))
     assert kept.tolist() == [1, 1]
-    out, kept = draw_back(x, x, 99)
+    out, kept = project_to_min_psnr(x, x, 99)
     assert torch.equal(out, x)
     assert kept.tolist() == [1, 1]
 
@@ -110,7 +110,7 @@ def test_an_example_near_enough_stays_as_it_is():
 def test_a_bound_below_one_level_gives_the_photograph_back():
     """At 8×8 a single changed level is 71 dB: 80 dB leaves nothing but the picture itself."""
     x = quantize(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
-    out, _ = draw_back(x, 1 - x, 80)
+    out, _ = project_to_min_psnr(x, 1 - x, 80)
     assert torch.equal(out, x)
 
 
@@ -118,9 +118,9 @@ def test_each_picture_is_drawn_back_by_itself():
     generator = torch.Generator().manual_seed(0)
     x = quantize(torch.rand(4, 3, 16, 16, generator=generator))
     y = (x + torch.tensor([0.001, 0.02, 0.2, 0.9]).view(4, 1, 1, 1)).clamp(0, 1)
-    together, kept = draw_back(x, y, 40)
+    together, kept = project_to_min_psnr(x, y, 40)
     for i in range(4):
-        out, fraction = draw_back(x[i : i + 1], y[i : i + 1], 40)
+        out, fraction = project_to_min_psnr(x[i : i + 1], y[i : i + 1], 40)
         assert torch.equal(out[0], together[i])
         assert float(fraction) == pytest.approx(float(kept[i]), abs=1e-6)
     assert kept[0] == 1

@@ -8,9 +8,9 @@ from defenders.detector import (
     Detector,
     accuracy,
     auc,
+    augment,
     compress,
     crop_and_flip,
-    disturb,
     half_size,
     probabilities,
     tpr_at_fpr,
@@ -126,7 +126,7 @@ def test_disturbances():
     far = (compress(image, 10).float() - image.float()).abs().mean()
     assert 0 < near < far
     rng = np.random.default_rng(0)
-    kept = sum(torch.equal(disturb(image, rng), image) for _ in range(200))
+    kept = sum(torch.equal(augment(image, rng), image) for _ in range(200))
     assert 70 < kept < 130  # smaller than 64: only JPEG, for one half
 
 

@@ -86,7 +86,15 @@ def test_what_it_knew_of_other_pictures_is_kept():
         images, mos = scenes(40, 1)
         dark = images, [m - 2 for m in mos]  # as of examples that people like less
         finetune(
-            model, SCALE, dark, dark, dark, photographs=photographs, keep=keep, epochs=20, lr=0.1
+            model,
+            SCALE,
+            dark,
+            dark,
+            dark,
+            photographs=photographs,
+            distillation_weight=keep,
+            epochs=20,
+            lr=0.1,
         )
         assert np.abs(scores_of(model, images) - np.array(dark[1])).mean() < 0.3
         moved[keep] = np.abs(scores_of(model, at) - before).mean()
@@ -155,8 +163,11 @@ def test_stopped_and_resumed_ends_in_the_same_weights():
     [
         ({"clean": ([], [])}, "clean must hold images and as many scores, got 0 and 0"),
         ({"adversarial": (scenes(2, 0)[0], [1.0])}, "adversarial must hold .* got 2 and 1"),
-        ({"keep": 1.0}, "keep must be ≥ 0, with photographs to keep .* got 1 with 0"),
-        ({"keep": -1.0}, "keep must be ≥ 0"),
+        (
+            {"distillation_weight": 1.0},
+            "distillation_weight must be ≥ 0, with photographs to keep .* got 1 with 0",
+        ),
+        ({"distillation_weight": -1.0}, "distillation_weight must be ≥ 0"),
         ({"epochs": 0}, "epochs must be ≥ 1"),
         ({"clean_share": 1.0}, r"clean_share in \(0, 1\), got 5 and 1.0"),
     ],

@@ -37,10 +37,10 @@ def test_the_least_active_channels_go_first_and_rate_0_restores(victim, images):
     gone = set()
     for rate in RATES:
         assert prune(victim, activity, rate) == int(round(rate * 64, 9))
-        now = set((victim.kept == 0).nonzero().flatten().tolist())
+        now = set((victim.channel_mask == 0).nonzero().flatten().tolist())
         assert gone <= now
         if now:
-            assert activity[sorted(now)].max() <= activity[victim.kept == 1].min()
+            assert activity[sorted(now)].max() <= activity[victim.channel_mask == 1].min()
             assert not victim.maps(picture[..., :32, :32])[-1][:, sorted(now)].any()
         gone = now
     assert not torch.equal(victim(picture), whole)
@@ -49,7 +49,7 @@ def test_the_least_active_channels_go_first_and_rate_0_restores(victim, images):
 
 
 def test_a_silent_channel_is_pruned_without_a_change(victim, images):
-    victim.kept[[5, 9]] = 0
+    victim.channel_mask[[5, 9]] = 0
     activity = channel_activity(victim, images)
     assert activity[[5, 9]].tolist() == [0, 0]
     before = victim(images[0].float()[None] / 255)

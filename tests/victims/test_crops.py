@@ -8,8 +8,8 @@ from victims.crops import (
     draw_corners,
     enlarge,
     enlarged_sides,
+    five_crop_corners,
     random_crops,
-    spread_corners,
     take_crops,
 )
 
@@ -44,8 +44,8 @@ def test_views_get_the_same_crop_and_flip():
 
 
 def test_spread_corners():
-    assert spread_corners([64, 48], 32).tolist() == [[0, 0], [0, 16], [16, 8], [32, 0], [32, 16]]
-    assert spread_corners([32, 32], 32).tolist() == [[0, 0]]
+    assert five_crop_corners([64, 48], 32).tolist() == [[0, 0], [0, 16], [16, 8], [32, 0], [32, 16]]
+    assert five_crop_corners([32, 32], 32).tolist() == [[0, 0]]
 
 
 def test_scores_of_crops_do_not_depend_on_the_batch():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from victims.crops import spread_corners, take_crops
+from victims.crops import five_crop_corners, take_crops
 from victims.hyperiqa import HyperIQA
 from victims.registry import build_victim, load_victim, save_victim
 
@@ -21,7 +21,7 @@ def build(kind, **more):
 def test_score_is_the_mean_of_five_crops(kind):
     model = build(kind)
     image = torch.rand(3, 100, 80)
-    crops = take_crops(image, spread_corners(image.shape[1:], 64), 64)
+    crops = take_crops(image, five_crop_corners(image.shape[1:], 64), 64)
     assert len(crops) == 5
     assert float(model(image[None])) == pytest.approx(float(model(crops).mean()), abs=1e-3)
     small = torch.rand(1, 3, 64, 64)
@@ -52,7 +52,7 @@ def test_other_backbones(kind, backbone):
 @every_kind
 def test_saved_and_loaded_scores_are_the_same(kind, tmp_path):
     model = build(kind, frozen_stages=1)
-    model.kept[3] = 0
+    model.channel_mask[3] = 0
     save_victim(model, tmp_path / "m")
     images = torch.rand(2, 3, 70, 64)
     assert torch.equal(load_victim(tmp_path / "m")(images), model(images))

@@ -40,7 +40,7 @@ def test_every_kind_learns_brightness(kind):
     rows = train_regressor(
         model, images, labels, grey(10, seed=1), phases=[Phase(8, 3e-3, 3e-3)], batch_size=4
     )
-    assert max(row["srcc"] for row in rows) > 0.9
+    assert max(row["srocc"] for row in rows) > 0.9
     assert rows[-1]["loss"] < rows[1]["loss"]
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
@@ -51,7 +51,7 @@ def test_the_best_epoch_on_validation_is_kept():
     images, labels = grey(12)
     other = grey(8, seed=1)
     rows = train_regressor(model, images, labels, other, phases=[Phase(4, 3e-3, 3e-3)])
-    best = max(rows, key=lambda row: row["srcc"])
+    best = max(rows, key=lambda row: row["srocc"])
     scores, wanted = mean_scores(model, other[0]), torch.tensor(other[1])
     assert float((scores - wanted).square().mean().sqrt()) == pytest.approx(best["rmse"], abs=1e-3)
 

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 from victims.base import ScoreScale
 from victims.heads import d10_targets
-from victims.metrics import srcc
+from victims.metrics import srocc
 from victims.nima import Nima
 from victims.registry import build_victim
 from victims.training import train_victim
@@ -57,13 +57,13 @@ def test_learns_and_keeps_the_best_epoch(loss, freeze):
         freeze_backbone=freeze,
         progress=rows.append,
     )
-    assert result.best["srcc"] > 0.8
+    assert result.best["srocc"] > 0.8
     assert result.history == rows
     assert [row["epoch"] for row in rows] == list(range(len(rows)))
-    assert result.best["srcc"] == max(row["srcc"] for row in rows)
+    assert result.best["srocc"] == max(row["srocc"] for row in rows)
     # The model holds the weights of that epoch: its scores give the same numbers again.
     scores = scores_of(model, VALIDATION)
-    assert srcc(scores, VALIDATION.tensors[1]) == pytest.approx(result.best["srcc"], abs=5e-3)
+    assert srocc(scores, VALIDATION.tensors[1]) == pytest.approx(result.best["srocc"], abs=5e-3)
     assert rows[-1]["loss"] < rows[1]["loss"]
     same = all(torch.equal(backbone[k], v) for k, v in model.backbone.state_dict().items())
     assert same == freeze
@@ -278,4 +278,4 @@ def test_a_frozen_nima_learns_real_opinions():
         freeze_backbone=True,
         flip=False,
     )
-    assert result.best["srcc"] >= 0.6
+    assert result.best["srocc"] >= 0.6

@@ -8,7 +8,7 @@ from attackers.da3.adt import ADTConfig
 from attackers.da3.attacker import DA3Attacker, Plan, combine, generate
 from attackers.da3.filters import FILTERS
 from attackers.objectives import Objective
-from attackers.projections import draw_back, psnr, quantize, towards
+from attackers.projections import interpolate, project_to_min_psnr, psnr, quantize
 from victims.base import ScoreOnly, ScoreScale
 from victims.toy import BrightnessVictim, LinearVictim
 
@@ -116,7 +116,7 @@ def test_what_is_stored_is_what_is_reported(size, direction, min_psnr, refine):
     assert victim.queries == 3 * (1 + made.queries)
     torch.testing.assert_close(made.scores, victim(made.images), rtol=0, atol=1e-5)
     torch.testing.assert_close(made.scores_clean, victim(images), rtol=0, atol=1e-5)
-    line = quantize(towards(images, combine(images, made.plan), made.line))
+    line = quantize(interpolate(images, combine(images, made.plan), made.line))
     torch.testing.assert_close(made.images, line, rtol=0, atol=1.001 / 255)
     assert (made.images == line).float().mean() > 0.999
     if min_psnr is not None:
@@ -144,7 +144,9 @@ def test_refine_takes_the_best_of_k(direction, min_psnr, k):
             strengths[n, chosen] = plain.plan.strengths[n, chosen]
             weights[n, chosen] = 0.15
         point = combine(images, Plan(weights, strengths))
-        point = quantize(point) if min_psnr is None else draw_back(images, point, min_psnr)[0]
+        point = (
+            quantize(point) if min_psnr is None else project_to_min_psnr(images, point, min_psnr)[0]
+        )
         scores.append(victim(point))
     scores = torch.stack(scores)
     best = scores.amax(0) if direction == "raise" else scores.amin(0)
@@ -163,9 +165,9 @@ def test_an_image_does_not_depend_on_its_batch():
     victim, objective = LinearVictim(SCALE), Objective(min_psnr=35.0)
     together = generate(attacker, victim, images, objective=objective, refine=3)
     for i in range(4):
-        alone = generate(attacker, victim, images[i : i + 1], objective=objective, refine=3)
-        assert (alone.images[0] - together.images[i]).abs().max() <= 1.001 / 255
-        torch.testing.assert_close(alone.scores[0], together.scores[i], rtol=0, atol=1e-2)
+        single = generate(attacker, victim, images[i : i + 1], objective=objective, refine=3)
+        assert (single.images[0] - together.images[i]).abs().max() <= 1.001 / 255
+        torch.testing.assert_close(single.scores[0], together.scores[i], rtol=0, atol=1e-2)
 
 
 def test_seeds_reproduce():

@@ -199,4 +199,4 @@ def test_the_victim_is_shown_what_would_be_stored(tiny, pictures, monkeypatch):
     assert len(seen) == 2
     assert all(torch.allclose(x, quantize(x), rtol=0, atol=1e-6) for x in seen)
     assert not torch.equal(seen[1], seen[0])
-    assert attacker.lean.grad.abs().sum() > 0
+    assert attacker.strength_bias.grad.abs().sum() > 0

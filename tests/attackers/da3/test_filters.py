@@ -15,10 +15,10 @@ from attackers.da3.filters import (
     FILTERS,
     MARGIN,
     apply_filter,
-    bounded,
     clamp_through,
     gaussian,
     luma,
+    scaled_sigmoid,
 )
 
 # What each filter does to a photograph when p grows: the sign of the change of one statistic.
@@ -224,7 +224,7 @@ def grey_of(x):
     return torch.einsum("c,nchw->nhw", LUMA, x).unsqueeze(1)
 
 
-def towards(view):
+def interpolate(view):
     return lambda x, p: x + p * (view(x) - x)
 
 
@@ -296,14 +296,14 @@ CLOSED_FORMS = {
     "saturation": (lambda x, p: grey_of(x) + (x - grey_of(x)) * 3**p, 1e-9),
     "gamma": (lambda x, p: x ** (3**p), 1e-9),
     "sobel": (lambda x, p: x + p * lines(x), 1e-9),
-    "blur": (towards(lambda x: blurred(x, 1.5)), 1e-9),
+    "blur": (interpolate(lambda x: blurred(x, 1.5)), 1e-9),
     "sharp": (lambda x, p: x + 2 * p * (x - blurred(x, 0.75)), 1e-9),
-    "equalize": (towards(equalized), 0.03),
-    "rgb2hsv": (towards(hsv), 0.03),
-    "rgb2ycbcr": (towards(ycbcr), 2e-3),
-    "rgb2bgr": (towards(lambda x: x.flip(1)), 1e-9),
-    "rgb2hls": (towards(hls), 0.03),
-    "rgb2yuv": (towards(yuv), 1e-3),
+    "equalize": (interpolate(equalized), 0.03),
+    "rgb2hsv": (interpolate(hsv), 0.03),
+    "rgb2ycbcr": (interpolate(ycbcr), 2e-3),
+    "rgb2bgr": (interpolate(lambda x: x.flip(1)), 1e-9),
+    "rgb2hls": (interpolate(hls), 0.03),
+    "rgb2yuv": (interpolate(yuv), 1e-3),
 }
 
 
@@ -369,10 +369,10 @@ def test_gaussian_keeps_flat_pictures_at_any_size(sigma, h, w):
 
 @settings(max_examples=50, deadline=None)
 @given(low=st.floats(-3, 0), span=st.floats(0.1, 5), v=st.floats(-40, 40))
-def test_bounded_is_the_sigmoid_normaliser(low, span, v):
+def test_scaled_sigmoid_is_the_sigmoid_normaliser(low, span, v):
     high, middle = low + span, low + span / 2
     at = torch.tensor([v, middle, v + 0.1, 2 * middle - v], dtype=torch.float64, requires_grad=True)
-    out = bounded(at, low, high)
+    out = scaled_sigmoid(at, low, high)
     (slope,) = torch.autograd.grad(out.sum(), at)
     assert ((out >= low - 1e-9) & (out <= high + 1e-9)).all()
     out = out.detach()
@@ -383,11 +383,11 @@ def test_bounded_is_the_sigmoid_normaliser(low, span, v):
     assert abs(float(out[0] + out[3]) - 2 * middle) < 1e-6  # symmetric about the middle
 
 
-def test_bounded_saturates_and_refuses_an_empty_range():
-    ends = bounded(torch.tensor([-100.0, 100.0]), -1, 2)
+def test_scaled_sigmoid_saturates_and_refuses_an_empty_range():
+    ends = scaled_sigmoid(torch.tensor([-100.0, 100.0]), -1, 2)
     torch.testing.assert_close(ends, torch.tensor([-1.0, 2.0]))
     with pytest.raises(ValueError, match="low must be less than high, got low=1 and high=1"):
-        bounded(torch.zeros(1), 1, 1)
+        scaled_sigmoid(torch.zeros(1), 1, 1)
 
 
 @settings(max_examples=50, deadline=None)

@@ -75,7 +75,7 @@ def test_a_correlation_that_is_undefined_is_null(project, tmp_path):
     tiny.import_all(other, params)
     with pytest.warns(UserWarning, match="correlation is undefined"):
         report = run_train_victim(params, other.layout, "net")
-    assert report["test"]["srcc"] is None
+    assert report["test"]["srocc"] is None
     text = (other.layout.reports / "victims" / "net.json").read_text()
     assert "NaN" not in text
     assert json.loads(text)["test"]["n"] == 1
