@@ -41,9 +41,10 @@ def finetune(
     model: any torch module from RGB (N,3,H,W) in [0,1] to (N,) scores on the scale. clean and the
     others: images uint8 (3,H,W) of one size S, and their scores. Smooth L1 on scores as tenths of
     the scale. Beyond the paper and with `distillation_weight`: also between what the model and
-    `teacher` (None: the model as it came) say of random views of `photographs` (uint8 of any size, needing no
-    scores; as many per step as clean images), so that what it knew of other pictures stays.
-    AdamW with a cosine schedule; running statistics of batch norms stay. clean_share of each batch
+    `teacher` (None: the model as it came) say of random views of `photographs` (uint8 of any size,
+    needing no scores; as many per step as clean images), so that what it knew of other pictures
+    stays. AdamW with a cosine schedule; running statistics of batch norms stay. clean_share of each
+    batch
     are clean images; an epoch shows each of these once and draws the examples in turn.
     The epoch of the lowest mean error on validation (photographs and examples alike) stays, the
     model as it came among them. save gets the state after every epoch; given again as `resume`,
