@@ -12,16 +12,15 @@ from attackers.backdoor.metrics import score_changes
 from attackers.backdoor.registry import build_baseline
 from attackers.backdoor.trigger import Injector, trigger_bytes, trigger_sha256
 from attackers.backdoor.uap import search_trigger
-from pipelines.execution.devices import epoch_reporter, torch_threads
+from pipelines.execution.devices import device, torch_threads
 from pipelines.params import Params
 from pipelines.readers.pictures import Originals
 from pipelines.readers.poisoned import (
     TRIGGER,
-    open_trigger,
+    build_quality,
     poisoned_keys,
     training_keys,
 )
-from pipelines.stages.quality import ROWS, trained_quality
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_version
 from pipelines.storage.layout import Layout
@@ -29,6 +28,7 @@ from pipelines.storage.manifest import Manifest, fingerprint, read_manifest, sam
 from pipelines.storage.shards import atomic_file
 from victims.quality import QualityModel
 from victims.registry import save_victim, state_sha256, victim_sha256
+from victims.regression import phases_of, train_regressor
 
 STAGE = "search_trigger"
 SURROGATE = "surrogate"
@@ -79,7 +79,7 @@ def run_search_trigger(params: Params, layout: Layout) -> dict[str, Any]:
 def _surrogate(
     params: Params, layout: Layout, clean: Manifest, pictures: Originals
 ) -> tuple[QualityModel, list[dict[str, float]]]:
-    """The trained surrogate: from the work folder where it was finished before."""
+    """The trained surrogate, and a row per epoch of its training."""
     name = params.section("trigger").surrogate
     settings = params.quality_model(name)
     mark = fingerprint(
@@ -91,8 +91,16 @@ def _surrogate(
         code=code_version(__name__),
     )
     work = TrainingFolder(layout.work, STAGE, SURROGATE, mark)
-    model, history = trained_quality(
-        work, settings, SURROGATE, clean.scale, pictures, seed=params.seed, what="surrogate"
+    model = build_quality(settings, SURROGATE, clean.scale, params.seed).to(device())
+    phases = phases_of(settings.model["kind"], settings.phases)
+    history = train_regressor(
+        model,
+        pictures,
+        pictures.mos,
+        phases=phases,
+        batch_size=settings.batch_size,
+        seed=params.seed,
+        **work.hooks(SURROGATE, sum(phase.epochs for phase in phases)),
     )
     return model, history[1:]
 
@@ -104,7 +112,7 @@ def _trigger(
     pictures: Originals,
     surrogate: QualityModel,
 ) -> tuple[Injector, list[dict[str, float]]]:
-    """The trigger and the rows of its search: from the work folder where it was found before."""
+    """The trigger, and a row per epoch of its search."""
     settings = params.section("trigger")
     if settings.kind != "uap":
         return build_baseline(settings.kind, **settings.settings), []
@@ -118,10 +126,7 @@ def _trigger(
         code=code_version(__name__),
     )
     work = TrainingFolder(layout.work, STAGE, "trigger", mark)
-    rows = work.path / ROWS
-    if rows.exists():
-        return open_trigger(work.path)[0], json.loads(rows.read_text())
-    found, history = search_trigger(
+    return search_trigger(
         surrogate,
         pictures,
         band=settings.band,
@@ -134,18 +139,8 @@ def _trigger(
         lr=settings.lr,
         batch_size=settings.batch_size,
         seed=params.seed,
-        report=epoch_reporter("search_trigger", settings.epochs, ("loss", "effect", "psnr")),
-        resume=work.checkpoint(),
-        save=work.save,
+        **work.hooks("search_trigger", settings.epochs, ("loss", "effect", "psnr")),
     )
-    for path, content in (
-        (work.path / TRIGGER, trigger_bytes(found)),
-        (rows, json.dumps(history).encode()),
-    ):
-        with atomic_file(path) as file:
-            file.write(content)
-    work.done()
-    return found, history
 
 
 def _effect(
