@@ -10,12 +10,13 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from pipelines.annotation.votes import HIGH, LOW, STEP, VERDICTS
+from pipelines.annotation.votes import HIGH, LOW, STEP
 from pipelines.errors import InputError
 from pipelines.sources.distortions import DISTORTIONS
+from pipelines.storage.files import atomic_file
 from pipelines.storage.images import decode_png, encode_png
 from pipelines.storage.manifest import sample_seed
-from pipelines.storage.shards import atomic_file
+from pipelines.storage.records import VERDICTS
 
 BATCH_TASKS, BATCH_BYTES = 50, 8 * 2**20  # of one import request
 

@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.storage.shards import atomic_file
+from pipelines.storage.files import atomic_file
 
 LOW, HIGH, STEP = 0.0, 10.0, 0.5  # of a score
-VERDICTS = ("degraded", "unchanged", "enhanced")
 KINDS = ("item", "gold", "repeat")
 REPLACED = "replaced by a later vote of the annotator"
 CURSOR = b"veneer.cursor"  # JSON in the table's metadata: server and project -> last change seen

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save
 from defenders.detector import Detector
 from pipelines.errors import InputError, StageError
 from pipelines.readers.rows import Row, open_dataset
+from pipelines.storage.files import atomic_file
 from pipelines.storage.images import RejectedImage, decode_image, to_tensor
-from pipelines.storage.shards import atomic_file
 from victims.base import stored_state
 
 WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "detector.onnx"

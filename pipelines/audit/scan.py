@@ -33,8 +33,8 @@ from defenders.scan import (
 from pipelines.errors import InputError, StageError
 from pipelines.execution.engine import map_shards
 from pipelines.readers.rows import DataSet, Row
+from pipelines.storage.files import atomic_file
 from pipelines.storage.images import RejectedImage, decode_image, encode_png
-from pipelines.storage.shards import atomic_file
 
 BATCH = 16
 MIN_SIDE = 64  # smaller pictures hold too few blocks to tell a tile from content

@@ -27,17 +27,7 @@ def import_command(
     p, layout = setup(params, root)
     from pipelines.stages.import_ import run_import
 
-    manifest = run_import(
-        source=p.source.name,
-        options=p.source.options,
-        out=layout.clean,
-        work_root=layout.work,
-        splits=p.import_.splits.model_dump(),
-        seed=p.seed,
-        shard_size=p.import_.shard_size,
-        **p.engine.shards,
-        min_side=p.import_.min_side,
-    )
+    manifest = run_import(p, layout)
     say_counts(manifest, layout.clean, as_json)
 
 

@@ -95,7 +95,7 @@ def plan_command(
 
     from pipelines.orchestration.capacity import measure, scale_page, simulate
     from pipelines.params import load_params
-    from pipelines.storage.shards import atomic_file
+    from pipelines.storage.files import atomic_file
 
     p = load_params(params)
     side = (height, width)

@@ -16,9 +16,10 @@ from PIL import Image
 from pipelines.errors import StageError
 from pipelines.execution.engine import map_shards
 from pipelines.storage.code import code_version
+from pipelines.storage.files import atomic_file
 from pipelines.storage.images import decode_png
 from pipelines.storage.manifest import Manifest, fingerprint
-from pipelines.storage.shards import atomic_file, read_shard
+from pipelines.storage.shards import read_shard
 
 HASHED = np.dtype([("key", np.uint64), ("phash", np.uint64), ("colour", np.uint64)])
 

@@ -5,13 +5,13 @@ A candidate costs about 80 bytes here, so half a million of them fit in 40 MB.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from pipelines.storage.records import SPLITS
+from pipelines.storage.splits import deal, hash_order
 
 KEPT, NOT_MOVED, DUPLICATE, NEAR, LEAK, CAP, QUOTA = range(7)
 
@@ -134,26 +134,30 @@ def _alike(one: Any, two: Any, rules: Rules) -> bool:
 def deal_photographs(
     photographs: np.ndarray, fractions: Mapping[str, float], seed: int
 ) -> np.ndarray:
-    """The split (index into SPLITS) of each item, given its photograph (uint64).
+    """The split of each item, so that no photograph is in two splits.
 
     Photographs are put in the order of the SHA-256 of (seed, photograph) and dealt out whole, so
     that each split has its fraction to within the largest photograph. A split that would stay
     empty gets a photograph of the largest split that can spare one, test before validation: with
     two photographs there is no validation split, with one only train.
+
+    Args:
+        photographs: The photograph of each item, uint64.
+        fractions: Share of the items of each of SPLITS.
+        seed: What the order is drawn from.
+
+    Returns:
+        An index into SPLITS for each item, uint8.
     """
     unique, inverse, sizes = np.unique(photographs, return_inverse=True, return_counts=True)
-    digests = [sha256(f"{seed}\0{value:016x}".encode()).digest() for value in unique.tolist()]
-    order = np.array(sorted(range(len(unique)), key=digests.__getitem__), dtype=np.int64)
-    middle = (np.cumsum(sizes[order]) - sizes[order] / 2) / max(1, len(photographs))
-    bounds = np.cumsum([fractions[name] for name in SPLITS])[:-1]
-    split = np.empty(len(unique), np.uint8)
-    split[order] = np.searchsorted(bounds, middle, side="right")
+    order = hash_order([f"{value:016x}" for value in unique.tolist()], seed)
+    split = deal(order, sizes, {name: fractions[name] for name in SPLITS}).astype(np.uint8)
     for name in ("train", "test", "validation"):
         number = SPLITS.index(name)
-        owned = np.bincount(split, minlength=len(SPLITS))
-        if not owned[number] and owned.max(initial=0) > 1:
-            rich = int(np.argmax(owned))
-            split[order[np.flatnonzero(split[order] == rich)[-1]]] = number
+        counts = np.bincount(split, minlength=len(SPLITS))
+        if not counts[number] and counts.max(initial=0) > 1:
+            largest = int(np.argmax(counts))
+            split[order[np.flatnonzero(split[order] == largest)[-1]]] = number
     return split[inverse]
 
 

@@ -41,11 +41,21 @@ class Splits(Section):
 
 
 class Import(Section):
-    """How photographs are stored. min_side: smaller ones are rejected, pixels."""
+    """How photographs are stored. min_side: smaller ones are rejected, pixels. max_side: longer
+    side that larger ones are reduced to, pixels; null keeps their size."""
 
     splits: Splits = Splits()
     shard_size: int = Field(64, ge=1)
     min_side: int = Field(32, ge=16)
+    max_side: int | None = Field(None, ge=16)
+
+    @model_validator(mode="after")
+    def _sides_in_order(self) -> Self:
+        if self.max_side is not None and self.max_side < self.min_side:
+            raise ValueError(
+                f"max_side must be at least min_side {self.min_side}, got {self.max_side}"
+            )
+        return self
 
 
 class Engine(Section):

@@ -25,7 +25,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from pipelines.errors import InputError, StageError
 from pipelines.publishing.checks import Publishable
 from pipelines.publishing.croissant import model_card, published_card, responsible_ai
-from pipelines.storage.shards import atomic_file
+from pipelines.storage.files import atomic_file
 
 LAST = ("manifest.json", "README.md")  # a repository with a manifest is whole
 COMMIT_FILES, COMMIT_BYTES = 50, 2 * 2**30  # of one commit, at most

@@ -12,7 +12,8 @@ from attackers.backdoor.trigger import Trigger
 from pipelines.errors import InputError
 from pipelines.storage.images import RejectedImage, decode_image, decode_png, to_tensor
 from pipelines.readers.poisoned import open_trigger
-from pipelines.storage.shards import ShardIndex, atomic_file
+from pipelines.storage.files import atomic_file
+from pipelines.storage.shards import ShardIndex
 
 ALPHAS = (-1.0, -0.5, 0.25, 0.5, 1.0)
 

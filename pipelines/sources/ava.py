@@ -6,7 +6,7 @@ from typing import Literal
 
 from pipelines.errors import InputError
 from pipelines.sources.base import SourceListing, named
-from pipelines.sources.listed import Row, listing, picture_folder
+from pipelines.sources.listed import RatedPhotograph, listing, picture_folder
 from pipelines.storage.manifest import ScaleInfo
 
 COLUMNS = 15  # index, image, votes for 1 to 10, two semantic tags, challenge
@@ -54,7 +54,7 @@ def ava(
             continue
         mos, spread = _moments(votes)
         path = pictures / f"{name}.jpg"
-        rows.append(Row(f"{name}.jpg", path, mos, spread, sum(votes), chosen))
+        rows.append(RatedPhotograph(f"{name}.jpg", path, mos, spread, sum(votes), chosen))
     found = listing(
         rows,
         SCALE,

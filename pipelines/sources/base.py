@@ -1,7 +1,7 @@
 """What every source of photographs gives, and how photographs are divided into splits."""
 
-import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +11,7 @@ import numpy as np
 
 from pipelines.errors import InputError
 from pipelines.storage.manifest import ScaleInfo
+from pipelines.storage.splits import deal, hash_order
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp", ".apng"}
@@ -85,26 +86,27 @@ def named(values: Sequence[object], limit: int = 5) -> str:
 
 
 def assign_splits(groups: Sequence[str], fractions: Mapping[str, float], seed: int) -> list[str]:
-    """The split of each item, given the group (photograph) of each.
+    """The split of each item, so that no group is in two splits.
 
     Groups are put in the order of the SHA-256 of (seed, group) and dealt out whole, so that every
-    split has its fraction of the items to within the largest group. Raises InputError when the
-    fractions are not positive with sum 1 or a split would be empty.
+    split has its fraction of the items to within the largest group.
+
+    Args:
+        groups: The group (photograph) of each item.
+        fractions: Share of the items of each split.
+        seed: What the order is drawn from.
+
+    Raises:
+        InputError: The fractions are not positive with sum 1, or a split would be empty.
     """
     if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
         raise InputError(f"splits must be fractions above 0 with sum 1, got {dict(fractions)}")
-    sizes: dict[str, int] = {}
-    for group in groups:
-        sizes[group] = sizes.get(group, 0) + 1
-    order = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}\0{group}".encode()).digest())
-    names = list(fractions)
-    bounds = np.cumsum([fractions[name] for name in names])[:-1]
-    chosen, before = {}, 0
-    for group in order:
-        middle = (before + sizes[group] / 2) / len(groups)
-        chosen[group] = names[int(np.searchsorted(bounds, middle, side="right"))]
-        before += sizes[group]
-    empty = [name for name in names if name not in chosen.values()]
+    sizes = Counter(groups)
+    names = list(sizes)
+    dealt = deal(hash_order(names, seed), np.array(list(sizes.values())), fractions)
+    splits = list(fractions)
+    chosen = {name: splits[i] for name, i in zip(names, dealt.tolist(), strict=True)}
+    empty = [split for split in splits if split not in chosen.values()]
     if empty:
         raise InputError(
             f"splits must all get a photograph, got none for {', '.join(empty)} "

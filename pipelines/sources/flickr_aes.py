@@ -1,14 +1,14 @@
 """FLICKR-AES: photographs with the rating of each worker, for general and personal models."""
 
-import hashlib
 from pathlib import Path
 
 import pandas as pd
 
 from pipelines.errors import InputError
 from pipelines.sources.base import SourceListing, named
-from pipelines.sources.listed import Row, listing, picture_folder, read_csv
+from pipelines.sources.listed import RatedPhotograph, listing, picture_folder, read_csv
 from pipelines.storage.manifest import ScaleInfo
+from pipelines.storage.splits import hash_order
 
 RATINGS = "FLICKR-AES_image_labeled_by_each_worker.csv"
 
@@ -58,7 +58,7 @@ def flickr_aes(
         image = str(name)
         split = None if chosen is None else "test" if image in chosen else "train"
         mos, spread = float(scores.mean()), float(scores.std(ddof=0))
-        rows.append(Row(image, pictures / image, mos, spread, len(scores), split))
+        rows.append(RatedPhotograph(image, pictures / image, mos, spread, len(scores), split))
     return listing(
         rows,
         SCALE,
@@ -85,12 +85,10 @@ def ratings(root: Path) -> pd.DataFrame:
 
 def held_out(table: pd.DataFrame, count: int, seed: int) -> list[str]:
     """The workers whose photographs are tested on, chosen by `seed`."""
-    workers = sorted(
-        set(table["worker"]), key=lambda w: hashlib.sha256(f"{seed}\0{w}".encode()).digest()
-    )
+    workers = sorted(set(table["worker"]))
     if not 0 < count < len(workers):
         raise InputError(
             f"test_workers must be from 1 to {len(workers) - 1}, one less than the workers there "
             f"are, got {count}"
         )
-    return workers[:count]
+    return [workers[i] for i in hash_order(workers, seed)[:count]]

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pipelines.errors import InputError
 from pipelines.sources.base import SourceListing
-from pipelines.sources.listed import Row, listing, number, read_csv
+from pipelines.sources.listed import RatedPhotograph, listing, number, read_csv
 from pipelines.storage.manifest import ScaleInfo
 
 SETS = "koniq10k_distributions_sets.csv"  # scores on 0-100 and the official split
@@ -46,7 +46,7 @@ def koniq(
         name = str(row["image_name"])
         where = f"{folder / SETS}, {name}"
         rows.append(
-            Row(
+            RatedPhotograph(
                 source_id=name,
                 path=folder / size / name,
                 mos=number(row["MOS"], f"MOS in {where}"),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipelines.sources.base import SourceListing
-from pipelines.sources.listed import Row, listing, number, picture_folder, read_csv
+from pipelines.sources.listed import RatedPhotograph, listing, number, picture_folder, read_csv
 from pipelines.storage.manifest import ScaleInfo
 
 SCALE = ScaleInfo(
@@ -41,7 +41,7 @@ def tad66k(
         for row in read_csv(path, ("image", "score"), "root").to_dict("records"):
             name = str(row["image"])
             mos = number(row["score"], f"score in {path}, {name}")
-            rows.append(Row(name, pictures / name, mos, None, None, split))
+            rows.append(RatedPhotograph(name, pictures / name, mos, None, None, split))
     return listing(
         rows,
         SCALE,

@@ -30,6 +30,7 @@ from pipelines.annotation.votes import HIGH, LOW, only_last, person, read_votes
 from pipelines.errors import InputError, StageError
 from pipelines.params import Annotate, Params
 from pipelines.stages.curate import REJECTED, REJECTED_SCHEMA, TABLE
+from pipelines.storage.files import atomic_file
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import (
     Counts,
@@ -41,7 +42,6 @@ from pipelines.storage.manifest import (
     sample_seed,
 )
 from pipelines.storage.records import AnnotatedSample, arrow_schema
-from pipelines.storage.shards import atomic_file
 
 STAGE = "annotate"
 LABEL_SCHEMA = arrow_schema(AnnotatedSample)

@@ -23,6 +23,7 @@ from pipelines.readers.poisoned import open_trigger
 from pipelines.stages.quality import trained_quality
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_version
+from pipelines.storage.files import atomic_file
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import (
     Manifest,
@@ -32,7 +33,6 @@ from pipelines.storage.manifest import (
     sample_seed,
 )
 from pipelines.storage.records import SPLITS
-from pipelines.storage.shards import atomic_file
 from victims.metrics import agreement
 from victims.quality import QualityModel
 from victims.registry import save_victim, victim_sha256

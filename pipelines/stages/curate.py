@@ -16,6 +16,7 @@ from pipelines.curation.hashes import hash_folders, load_hashes
 from pipelines.curation.select import CANDIDATE, KEPT, Rules, Selection, select
 from pipelines.errors import InputError, StageError
 from pipelines.params import Params
+from pipelines.storage.files import atomic_file
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import (
     Counts,
@@ -26,7 +27,6 @@ from pipelines.storage.manifest import (
     sample_seed,
 )
 from pipelines.storage.records import SPLITS, AESample, arrow_schema
-from pipelines.storage.shards import atomic_file
 
 STAGE = "curate"
 TABLE, REJECTED = "metadata.parquet", "rejected.parquet"

@@ -16,11 +16,12 @@ from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Params
 from pipelines.params.attack import report_split
 from pipelines.storage.checkpoints import HISTORY
+from pipelines.storage.files import atomic_file
 from pipelines.storage.images import decode_png, planes
 from pipelines.storage.layout import Layout, trained_victim
 from pipelines.storage.manifest import read_manifest
 from pipelines.storage.records import image_key
-from pipelines.storage.shards import ShardIndex, atomic_file
+from pipelines.storage.shards import ShardIndex
 from victims.base import TorchVictim, score_images
 from victims.registry import load_victim
 

@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,11 @@ from pipelines.stages.attack import run_attack
 from pipelines.stages.evaluate import read_history, robustness
 from pipelines.storage.checkpoints import HISTORY, TrainingFolder
 from pipelines.storage.code import code_version
+from pipelines.storage.files import atomic_file
 from pipelines.storage.images import decode_image, planes
 from pipelines.storage.layout import Layout, trained_victim
 from pipelines.storage.manifest import fingerprint, read_manifest
 from pipelines.storage.records import SPLITS
-from pipelines.storage.shards import atomic_file
 from victims.base import ScoreScale, stored_state
 from victims.metrics import agreement
 from victims.registry import load_victim, save_victim, state_sha256
@@ -43,28 +42,6 @@ JPEG = 95
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 Pairs = tuple[Sequence[Tensor], Sequence[Tensor]]  # photographs, and an example of each
-
-
-@dataclass(frozen=True)
-class Hardened(Layout):
-    """The project with the fine-tuned victims in place of the victims, for a new attacker."""
-
-    @property
-    def work(self) -> Path:
-        """Its own: work of one name replaces what lay there, as that of the first attacker."""
-        return super().work / "hardened"
-
-    def victim(self, name: str) -> Path:
-        """A fine-tuned victim."""
-        return self.finetuned(name)
-
-    def attacker(self, victim: str, mode: str) -> Path:
-        """An attacker trained against it."""
-        return self.root / "models" / "finetuned" / f"{victim}-{mode}-attacker"
-
-    def examples(self, victim: str, mode: str) -> Path:
-        """What it makes."""
-        return self.work / "finetune" / f"{victim}-{mode}"
 
 
 class Decoded(Sequence[Tensor]):
@@ -314,16 +291,16 @@ def _attack_again(
     params: Params, layout: Layout, name: str, mode: Any, unseen: set[str]
 ) -> dict[str, Any]:
     """Train a new DA3Attacker against the fine-tuned victim and measure it."""
-    hardened = Hardened(layout.root)
+    folders = layout.attack_on_finetuned(name, mode)
     # `unseen` are photographs of test, whatever the protocol and the limit of the old examples.
     same = {"photographs": "report", "protocol": "split", "limit": None}
     settings = params.attack.model_copy(update=same)
-    run_attack(params.model_copy(update={"attack": settings}), hardened, name, mode)
-    victim = load_victim(hardened.victim(name), device())
-    history = read_history(hardened.attacker(name, mode) / HISTORY)
-    where = [("parent_key", "in", sorted(unseen))]
-    row = robustness(hardened.examples(name, mode), victim, history, params.evaluate.by, where)
-    shutil.rmtree(hardened.examples(name, mode), ignore_errors=True)
+    run_attack(params.model_copy(update={"attack": settings}), layout, name, mode, folders=folders)
+    victim = load_victim(folders.victim, device())
+    history = read_history(folders.attacker / HISTORY)
+    filters = [("parent_key", "in", sorted(unseen))]
+    row = robustness(folders.examples, victim, history, params.evaluate.by, filters)
+    shutil.rmtree(folders.examples, ignore_errors=True)
     return {k: v for k, v in row.items() if k != "filters"}
 
 

@@ -23,10 +23,10 @@ from pipelines.params import Params
 from pipelines.readers.pictures import Pictures
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_version
+from pipelines.storage.files import atomic_file
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import fingerprint, read_manifest
 from pipelines.storage.model_folder import load_weights, save_model
-from pipelines.storage.shards import atomic_file
 
 STAGE = "pretrain"
 

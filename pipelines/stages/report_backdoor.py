@@ -5,8 +5,8 @@ from typing import Any
 
 from pipelines.errors import InputError
 from pipelines.params import Params
+from pipelines.storage.files import atomic_file
 from pipelines.storage.layout import Layout
-from pipelines.storage.shards import atomic_file
 
 ASIDE = ("clean", "filtered")  # what the others are compared with
 COLUMNS = ("x", "rmse", "plcc", "srocc", "mmae", "mmra")

@@ -24,9 +24,9 @@ from pipelines.readers.poisoned import (
 from pipelines.stages.quality import ROWS, trained_quality
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_version
+from pipelines.storage.files import atomic_file
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import Manifest, fingerprint, read_manifest, sample_generator
-from pipelines.storage.shards import atomic_file
 from victims.quality import QualityModel
 from victims.registry import save_victim, state_sha256, victim_sha256
 

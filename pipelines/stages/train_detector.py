@@ -27,9 +27,9 @@ from pipelines.params import Params
 from pipelines.readers.threeae import Picture, Pictures3AE, by_split, read_3ae
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_version
+from pipelines.storage.files import atomic_file
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import fingerprint, read_manifest
-from pipelines.storage.shards import atomic_file
 
 PSNR_BINS = (0.0, 20.0, 25.0, 30.0, 35.0, 40.0, math.inf)
 CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {

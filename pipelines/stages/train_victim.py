@@ -12,10 +12,10 @@ from pipelines.params import Params
 from pipelines.readers.pictures import Pictures
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_version
+from pipelines.storage.files import atomic_file
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import fingerprint, read_manifest
 from pipelines.storage.records import SPLITS
-from pipelines.storage.shards import atomic_file
 from victims.base import score_images
 from victims.metrics import agreement
 from victims.nima import Nima

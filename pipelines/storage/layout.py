@@ -7,6 +7,16 @@ from pipelines.errors import InputError
 
 
 @dataclass(frozen=True)
+class AttackFolders:
+    """What an attack reads and writes: victim, trained attacker, examples and unfinished work."""
+
+    victim: Path
+    attacker: Path
+    examples: Path
+    work: Path
+
+
+@dataclass(frozen=True)
 class Layout:
     """Folders of the project under one root."""
 
@@ -95,10 +105,36 @@ class Layout:
         """Adversarial examples."""
         return self.root / "datasets" / "aes" / f"{victim}-{mode}"
 
+    def attack(self, victim: str, mode: str) -> AttackFolders:
+        """What the attack on a victim reads and writes."""
+        return AttackFolders(
+            self.victim(victim),
+            self.attacker(victim, mode),
+            self.examples(victim, mode),
+            self.work,
+        )
+
+    def attack_on_finetuned(self, victim: str, mode: str) -> AttackFolders:
+        """What the attack on a fine-tuned victim reads and writes.
+
+        Its work is apart: work of one name replaces what was there, as that of the first attack.
+        """
+        work = self.work / "hardened"
+        return AttackFolders(
+            self.finetuned(victim),
+            self.root / "models" / "finetuned" / f"{victim}-{mode}-attacker",
+            work / "finetune" / f"{victim}-{mode}",
+            work,
+        )
+
 
 def trained_victim(layout: Layout, name: str) -> Path:
     """The folder of a trained victim; InputError names the stage that would make it."""
-    folder = layout.victim(name)
+    return check_victim(layout.victim(name), name)
+
+
+def check_victim(folder: Path, name: str) -> Path:
+    """The folder itself, where it holds a trained victim; else InputError names the stage."""
     if not (folder / "config.json").exists():
         raise InputError(
             f"{folder} must hold a trained victim, got none there: "

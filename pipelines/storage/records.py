@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipelines.errors import InputError
 
 SPLITS = ("train", "validation", "test")
+Verdict = Literal["degraded", "unchanged", "enhanced"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 KEY_LENGTH = 16
 PER_FILTER = 14  # one number for each of the 14 filters of DA3Attacker
 
@@ -82,7 +84,7 @@ class AESample(Sample):
     linf: float = Field(description="largest change of a pixel, in [0, 1]", ge=0, le=1)
     alpha_line: float = Field(
         description="kept fraction of the line from the photograph to what weights and strengths "
-        "make of it; 1 = nothing drawn back",
+        "make of it; 1 = not moved back",
         ge=0,
         le=1,
     )
@@ -94,9 +96,7 @@ class AnnotatedSample(AESample):
 
     mos_clean: float = Field(description="mean opinion score of the photograph")
     mos_ci95: float | None = Field(description="half of the 95 % interval of mos", ge=0)
-    verdict: Literal["degraded", "unchanged", "enhanced"] = Field(
-        description="the change, as most annotators see it"
-    )
+    verdict: Verdict = Field(description="the change, as most annotators see it")
     label_source: Literal["human", "simulated"] = Field(description="who gave mos and verdict")
 
 

@@ -14,7 +14,7 @@ from pipelines.storage.images import decode_png
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.parquet import write_parquet_folder
 from pipelines.storage.records import CleanSample
-from pipelines.storage.workfolder import Reject
+from pipelines.storage.rejects import Reject
 
 CARD = Card("Title", "Summary.", images=("image", "again"), first="> **Read this.**")
 
