@@ -3,7 +3,6 @@
 from typing import Any
 
 
-
 def _number(value: float | None, digits: int) -> str:
     return "n/a" if value is None else f"{value:.{digits}f}"
 

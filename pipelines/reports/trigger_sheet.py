@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attackers.projections import psnr, quantize
 from attackers.backdoor.trigger import Trigger
+from attackers.projections import psnr, quantize
 from pipelines.errors import InputError
-from pipelines.storage.images import RejectedImage, decode_image, decode_png, to_tensor
 from pipelines.readers.poisoned import open_trigger
+from pipelines.storage.images import RejectedImage, decode_image, decode_png, to_tensor
 from pipelines.storage.shards import ShardIndex, atomic_file
 
 ALPHAS = (-1.0, -0.5, 0.25, 0.5, 1.0)
