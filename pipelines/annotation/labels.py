@@ -176,11 +176,13 @@ def _annotators(
     servers = {address for address, _ in people}
     out = []
     for i, (address, name) in enumerate(people):
-        mine = by_person[address, name]
-        gold = [v["verdict"] == v["expected"] for v in mine if v["kind"] == "gold"]
-        first = {v["key"]: v for v in mine if v["kind"] == "item"}
-        pairs = [(v, first[v["key"]]) for v in mine if v["kind"] == "repeat" and v["key"] in first]
-        seconds = [v["seconds"] for v in mine if v["seconds"] is not None]
+        answers = by_person[address, name]
+        gold = [v["verdict"] == v["expected"] for v in answers if v["kind"] == "gold"]
+        first = {v["key"]: v for v in answers if v["kind"] == "item"}
+        pairs = [
+            (v, first[v["key"]]) for v in answers if v["kind"] == "repeat" and v["key"] in first
+        ]
+        seconds = [v["seconds"] for v in answers if v["seconds"] is not None]
         out.append(
             {
                 "annotator": name if len(servers) == 1 else f"{name} of {address}",

@@ -32,9 +32,12 @@ class Photo:
 class SourceItem:
     """One picture of a source.
 
-    `group` names the photograph it belongs to; `load` reads it and can be sent to another
-    process; `version` changes when the picture or its score does; `split` is set where the source
-    prescribes it.
+    Args:
+        source_id: Its name in the source.
+        group: The photograph that it is a picture of.
+        load: Reads it; may be sent to another process.
+        version: Changes when the picture or its score does.
+        split: The split, where the source prescribes it.
     """
 
     source_id: str
@@ -63,7 +66,17 @@ def file_item(
     group: str | None = None,
     split: str | None = None,
 ) -> SourceItem:
-    """An item that is an image file; without `group` the file is a photograph of its own."""
+    """An item that is an image file.
+
+    Args:
+        path: The file.
+        source_id: Its name in the source.
+        mos: Mean opinion score.
+        mos_std: Standard deviation of the opinions.
+        n_votes: Number of opinions.
+        group: The photograph that it is a picture of; None: itself.
+        split: The split that the source prescribes.
+    """
     stat = path.stat()
     return SourceItem(
         source_id=source_id,
@@ -118,9 +131,15 @@ def assign_splits(groups: Sequence[str], fractions: Mapping[str, float], seed: i
 def resolve_splits(
     items: Sequence[SourceItem], fractions: Mapping[str, float], seed: int
 ) -> list[str]:
-    """The split of each item: as the source prescribes (for all items or none), else assigned.
+    """The split of each item: as the source prescribes, else assigned.
 
-    Raises InputError when a photograph is prescribed to two splits.
+    Args:
+        items: The pictures of a source.
+        fractions: Share of each split, where the source prescribes none.
+        seed: What assigning is drawn from.
+
+    Raises:
+        InputError: The source prescribes splits for some pictures only, or two for a photograph.
     """
     given = [item.split for item in items if item.split is not None]
     if not given:

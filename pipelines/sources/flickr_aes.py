@@ -38,10 +38,20 @@ def flickr_aes(
     """The rated photographs under `root`/40K (or images), MOS = mean of the workers' 1 to 5.
 
     The authors hold out 37 of 210 workers and test on the photographs these rated, but publish no
-    list of them: `test_workers` workers are chosen by `seed`. worker: only the photographs that
-    this one rated, with the own rating as score (a personal data set, `import.splits` divides it).
-    validation: share of the other photographs that becomes a split of its own. limits: see
-    listing.
+    list of them: `test_workers` workers are drawn.
+
+    Args:
+        seed: What workers, `validation` and `limits` are drawn from.
+        root: Folder of the release.
+        worker: Only the photographs that this worker rated, with that rating as score (a personal
+            data set, `import.splits` divides it).
+        test_workers: Number of workers whose photographs are the test split.
+        validation: Share of the other photographs that becomes a split of its own, in (0, 1).
+        allow_missing: Whether photographs without a file are rejects instead of an error.
+        limits: At most so many photographs of each split, see listing.
+
+    Raises:
+        InputError: A file or column is missing, a rating is not in [1, 5], or the worker unknown.
     """
     folder = Path(root)
     table = ratings(folder)
@@ -84,7 +94,16 @@ def ratings(root: Path) -> pd.DataFrame:
 
 
 def held_out(table: pd.DataFrame, count: int, seed: int) -> list[str]:
-    """The workers whose photographs are tested on, chosen by `seed`."""
+    """The workers whose photographs are the test split.
+
+    Args:
+        table: Every rating, see ratings.
+        count: Number of workers.
+        seed: What they are drawn from.
+
+    Raises:
+        InputError: `count` is not from 1 to one less than the number of workers.
+    """
     workers = sorted(set(table["worker"]))
     if not 0 < count < len(workers):
         raise InputError(

@@ -39,10 +39,18 @@ def listing(
 ) -> SourceListing:
     """The rows as a source.
 
-    what: where the rows come from, for messages. validation: share of `train` that becomes the
-    split `validation`, where the source has none. limits: at most so many photographs of each
-    split, chosen by `seed`; the others are rejects, as are missing files with `allow_missing`.
-    Raises InputError for missing files, two rows of one photograph and scores off the scale.
+    Args:
+        rows: The rated photographs.
+        scale: Scale and terms of the scores.
+        seed: What `validation` and `limits` are drawn from.
+        what: Where the rows come from, for messages.
+        allow_missing: Whether photographs without a file are rejects instead of an error.
+        validation: Share of `train` that becomes the split `validation`, in (0, 1), where the
+            source has none.
+        limits: At most so many photographs of each split; the others are rejects.
+
+    Raises:
+        InputError: A file is missing, two rows are of one photograph, or a score is off the scale.
     """
     _check(rows, scale, what)
     missing = {row.source_id for row in rows if not row.path.is_file()}
@@ -115,7 +123,16 @@ def _limited(
 
 
 def read_csv(path: Path, columns: Sequence[str], what: str) -> pd.DataFrame:
-    """The table, with blanks around names and values removed, as text. Checks its columns."""
+    """A table as text, with blanks around names and values removed.
+
+    Args:
+        path: The file.
+        columns: Columns that it must have; the others are left out.
+        what: The argument that named its folder, for messages.
+
+    Raises:
+        InputError: The file is missing, no table, or lacks a column.
+    """
     if not path.is_file():
         raise InputError(f"{what} must hold {path.name}, got no {path}")
     try:
@@ -131,19 +148,36 @@ def read_csv(path: Path, columns: Sequence[str], what: str) -> pd.DataFrame:
     return pd.DataFrame({name: table[name].str.strip() for name in columns})
 
 
-def number(text: Any, where: str) -> float:
-    """A finite number. InputError says where it should have been."""
+def number(text: Any, place: str) -> float:
+    """A finite number.
+
+    Args:
+        text: The value.
+        place: Where it is in the source, for the message.
+
+    Raises:
+        InputError: The value is no finite number.
+    """
     try:
         value = float(text)
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{where} must be a number, got {text!r}")
+        raise InputError(f"{place} must be a number, got {text!r}")
     return value
 
 
 def picture_folder(root: Path, names: Sequence[str], what: str) -> Path:
-    """The first of the folders `names` below `root` that is there."""
+    """The first of the folders `names` below `root` that is there.
+
+    Args:
+        root: Folder of the release.
+        names: Names to be tried.
+        what: The argument that named `root`, for the message.
+
+    Raises:
+        InputError: None is there.
+    """
     for name in names:
         if (root / name).is_dir():
             return root / name

@@ -32,9 +32,17 @@ def module_file(name: str) -> Path | None:
 def code_files(*modules: str) -> list[Path]:
     """The sources that modules use: their own and, step by step, those of all they import.
 
-    modules: dotted names. Imports inside functions count, those of WITHOUT_RESULT do not, nor does
-    a package's file that holds no more than its docstring.
-    Returns: files, sorted. Raises: ModuleNotFoundError for a module that is not of this project.
+    Imports inside functions count, those of WITHOUT_RESULT do not, nor does a package's file that
+    holds no more than its docstring.
+
+    Args:
+        modules: Dotted names.
+
+    Returns:
+        The files, sorted.
+
+    Raises:
+        ModuleNotFoundError: A module is not of this project.
     """
     for name in modules:
         if name.split(".")[0] not in PACKAGES or module_file(name) is None:
@@ -88,5 +96,5 @@ def _imports(file: Path) -> tuple[str, ...]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    own = (name for name in names if name.split(".")[0] in PACKAGES)
-    return tuple(sorted({part for name in own for part in _with_packages(name)}))
+    ours = (name for name in names if name.split(".")[0] in PACKAGES)
+    return tuple(sorted({part for name in ours for part in _with_packages(name)}))

@@ -147,17 +147,25 @@ S = TypeVar("S", bound=Sample)
 
 
 def build_record(cls: type[S], **fields: Any) -> S:
-    """A record of type `cls`; a bad field raises InputError in one sentence naming the sample."""
+    """A record of type `cls`.
+
+    Args:
+        cls: Type of the record.
+        fields: Its fields.
+
+    Raises:
+        InputError: A field breaks a rule; one sentence names sample, field, rule and value.
+    """
     try:
         return cls(**fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        value = "" if not where else f", got {first['input']!r}"
+        field = ".".join(str(part) for part in first["loc"])
+        value = "" if not field else f", got {first['input']!r}"
         label = fields.get("source_id") or fields.get("key")
         text = first["msg"].removeprefix("Value error, ")
         raise InputError(
-            f"{cls.__name__} {label}: {f'{where}: ' if where else ''}{text}{value}"
+            f"{cls.__name__} {label}: {f'{field}: ' if field else ''}{text}{value}"
         ) from error
 
 
