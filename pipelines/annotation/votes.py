@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.storage.files import atomic_file
+from pipelines.storage.files import write_parquet
 
 LOW, HIGH, STEP = 0.0, 10.0, 0.5  # of a score
 KINDS = ("item", "gold", "repeat")
@@ -72,8 +72,7 @@ def write_votes(path: Path, rows: list[dict[str, Any]], cursors: Mapping[str, st
         if before.equals(table) and cursors_of(before) == dict(cursors):
             return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        pq.write_table(table, file, version="2.6", compression="zstd")
+    write_parquet(path, table)
     return True
 
 

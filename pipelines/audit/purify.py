@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from defenders.scan import exact_fold, high_pass, origin, remove_tile, residual
 from pipelines.audit.scan import Scan
 from pipelines.errors import InputError, StageError
 from pipelines.readers.rows import ImageDataset
-from pipelines.storage.files import atomic_file
+from pipelines.storage.files import write_bytes, write_csv
 from pipelines.storage.images import decode_image, encode_png
 
 
@@ -54,8 +53,7 @@ def purify(data: ImageDataset, result: Scan, out: Path) -> dict[str, Any]:
                 before.append(_projection(image, result))
                 after.append(_projection(stored, result))
             name = f"images/{number:06d}.png"
-            with atomic_file(out / name) as file:
-                file.write(encode_png(stored))
+            write_bytes(out / name, encode_png(stored))
             repaired = row.score
             if verdict["flagged"] and slope is not None and row.score is not None:
                 repaired = row.score - slope * verdict["alpha"]
@@ -70,8 +68,7 @@ def purify(data: ImageDataset, result: Scan, out: Path) -> dict[str, Any]:
                     "flagged": verdict["flagged"],
                 }
             )
-        with atomic_file(out / "scores.csv") as file:
-            file.write(pd.DataFrame(repaired_rows).to_csv(index=False).encode())
+        write_csv(out / "scores.csv", repaired_rows)
     except OSError as error:
         raise StageError(f"{out} cannot be written ({error.strerror})") from error
     power = sum(a * a for a in before)

@@ -3,7 +3,6 @@ and what fine-tuning and pruning do about that.
 """
 
 import copy
-import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from pipelines.readers.poisoned import open_trigger
 from pipelines.stages.quality import trained_quality
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_version
-from pipelines.storage.files import atomic_file
+from pipelines.storage.files import write_json
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import (
     Manifest,
@@ -111,10 +110,7 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         "seed": params.seed,
         "hardware": hardware(),
     }
-    path = layout.backdoor_report(scheme, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write((json.dumps(report, indent=2) + "\n").encode())
+    write_json(layout.backdoor_report(scheme, name), report)
     return report
 
 

@@ -1,7 +1,6 @@
 """Stage `evaluate`: the stored examples, read back and scored again, as robustness metrics."""
 
 import csv
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from pipelines.params import Params
 from pipelines.params.attack import report_split
 from pipelines.readers.pictures import batches_of
 from pipelines.storage.checkpoints import HISTORY
-from pipelines.storage.files import write_csv, write_json
+from pipelines.storage.files import without_nan, write_csv, write_json
 from pipelines.storage.images import decode_png, planes
 from pipelines.storage.layout import Layout, trained_victim
 from pipelines.storage.manifest import read_manifest
@@ -178,7 +177,8 @@ def robustness(
         "top_filters": " ".join(top),
         "filters": shares,
     }
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+    measures: dict[str, Any] = without_nan(values)
+    return measures
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

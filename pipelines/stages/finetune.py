@@ -3,8 +3,6 @@
 import copy
 import hashlib
 import importlib
-import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +25,7 @@ from pipelines.stages.attack import run_attack
 from pipelines.stages.evaluate import read_history, robustness
 from pipelines.storage.checkpoints import HISTORY, TrainingFolder
 from pipelines.storage.code import code_version
-from pipelines.storage.files import atomic_file
+from pipelines.storage.files import without_nan, write_json
 from pipelines.storage.images import decode_image, planes
 from pipelines.storage.layout import Layout, trained_victim
 from pipelines.storage.manifest import fingerprint, read_manifest
@@ -97,7 +95,7 @@ def run_finetune(
         for mode in settings.retrain:
             report["new_attacker"][mode] = _attack_again(params, layout, name, mode, unseen)
     report |= {"victim": name, "seed": params.seed, "hardware": hardware()}
-    _write(layout.reports / "finetune" / f"{name}.json", report)
+    write_json(layout.reports / "finetune" / f"{name}.json", report)
     shutil.rmtree(work)
     return report
 
@@ -123,7 +121,7 @@ def finetune_model(
     out.mkdir(parents=True, exist_ok=True)
     save_file(stored_state(model), out / "model.safetensors")
     report |= {"victim": spec, "data": data, "new_attacker": {}, "hardware": hardware()}
-    _write(out / "report.json", report)
+    write_json(out / "report.json", report)
     shutil.rmtree(work)
     return report
 
@@ -181,7 +179,7 @@ def _harden(
         "validation": along,
         **before,
         "after": _measure(model, scale, clean["test"], old),
-        "history": [{k: _finite(v) for k, v in row.items()} for row in history],
+        "history": without_nan(history),
     }
 
 
@@ -274,17 +272,12 @@ def _measure(
 ) -> dict[str, Any]:
     """Agreement on test, and for each of `old` (photographs, examples) how far it is fooled."""
     clean = scores_of(model, test[0])
-    row: dict[str, Any] = {
-        "clean": {k: _finite(v) for k, v in agreement(clean, test[1], scale).items()}
-    }
+    row: dict[str, Any] = {"clean": agreement(clean, test[1], scale)}
     for name, (photographs, examples) in old.items():
         x, y = scores_of(model, photographs), scores_of(model, examples)
-        row[name] = {
-            "basr": _finite(basr(x, y, scale.threshold)),
-            "rasr": _finite(rasr(x, y)),
-            "msi": _finite(msi(x, y)),
-        }
-    return row
+        row[name] = {"basr": basr(x, y, scale.threshold), "rasr": rasr(x, y), "msi": msi(x, y)}
+    finite: dict[str, Any] = without_nan(row)
+    return finite
 
 
 def _attack_again(
@@ -367,16 +360,6 @@ def _digest(scored: Scored) -> str:
     for image, mos in zip(*scored, strict=True):
         digest.update(image.numpy().tobytes() + repr(mos).encode())
     return digest.hexdigest()
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write((json.dumps(report, indent=2) + "\n").encode())
 
 
 def finetune_table(report: dict[str, Any]) -> str:

@@ -1,7 +1,5 @@
 """Stage `search_trigger`: a surrogate on the poisoned subset, then UAP-DCT; or a baseline."""
 
-import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from pipelines.readers.poisoned import (
 from pipelines.stages.quality import ROWS, trained_quality
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_version
-from pipelines.storage.files import atomic_file
+from pipelines.storage.files import write_bytes, write_csv, write_json
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import Manifest, fingerprint, read_manifest, sample_generator
 from victims.quality import QualityModel
@@ -64,15 +62,12 @@ def run_search_trigger(params: Params, layout: Layout) -> dict[str, Any]:
         "label_source": clean.scale.label_source,
         "seed": params.seed,
     }
-    layout.reports.mkdir(parents=True, exist_ok=True)
-    for path, content in (
-        (folder / TRIGGER, data),
-        (folder / "surrogate.csv", _table(trained)),
-        (layout.reports / "trigger.csv", _table(history)),
-        (layout.reports / "trigger.json", (json.dumps(report, indent=2) + "\n").encode()),
-    ):
-        with atomic_file(path) as file:
-            file.write(content)
+    write_bytes(folder / TRIGGER, data)
+    write_csv(folder / "surrogate.csv", trained)
+    # A baseline has no search: its table has a head and no rows.
+    columns = None if history else ("epoch", "loss", "effect", "psnr")
+    write_csv(layout.reports / "trigger.csv", history, columns)
+    write_json(layout.reports / "trigger.json", report)
     return report
 
 
@@ -138,12 +133,8 @@ def _trigger(
         resume=work.checkpoint(),
         save=work.save,
     )
-    for path, content in (
-        (work.path / TRIGGER, trigger_bytes(found)),
-        (rows, json.dumps(history).encode()),
-    ):
-        with atomic_file(path) as file:
-            file.write(content)
+    write_bytes(work.path / TRIGGER, trigger_bytes(found))
+    write_json(rows, history, indent=None)
     work.done()
     return found, history
 
@@ -163,16 +154,6 @@ def _effect(
     means = {alpha: float(torch.tensor(rows).mean()) for alpha, rows in seen.changes.items()}
     share = 100 / surrogate.scale.range
     return {"raised": share * means[1.0], "lowered": share * means[-1.0], "psnr": seen.psnr}
-
-
-def _table(rows: list[dict[str, float]]) -> bytes:
-    text = io.StringIO()
-    # A baseline has no search: its table has a head and no rows.
-    columns = list(rows[0]) if rows else ["epoch", "loss", "effect", "psnr"]
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue().encode()
 
 
 def surrogate_folder(layout: Layout) -> Path:

@@ -1,7 +1,5 @@
 """Stage `train_victim@name`: a model that scores pictures, trained on the clean data set."""
 
-import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from pipelines.params import Params
 from pipelines.readers.pictures import Pictures
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_version
-from pipelines.storage.files import atomic_file
+from pipelines.storage.files import without_nan, write_json
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import fingerprint, read_manifest
 from pipelines.storage.records import SPLITS
@@ -87,10 +85,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
             if split != "train"
         },
     }
-    folder = layout.reports / "victims"
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / f"{name}.json") as file:
-        file.write((json.dumps(report, indent=2) + "\n").encode())
+    write_json(layout.reports / "victims" / f"{name}.json", report)
     shutil.rmtree(work.path.parent)
     return report
 
@@ -108,6 +103,6 @@ def _check_writable(folder: Path) -> None:
 
 def _agreement(scores: Any, pictures: Pictures, victim: Nima) -> dict[str, float | None]:
     mos = [pictures.index.records[key]["mos"] for key in pictures.keys]
-    # JSON has no NaN, which a correlation is where all scores are equal.
-    rows = agreement(scores, mos, victim.scale)
-    return {name: None if math.isnan(value) else value for name, value in rows.items()}
+    # A correlation is NaN where all scores are equal.
+    values: dict[str, float | None] = without_nan(agreement(scores, mos, victim.scale))
+    return values

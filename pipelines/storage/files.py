@@ -75,17 +75,18 @@ def json_text(value: Any, *, indent: int | None = 2, sort_keys: bool = False) ->
         indent: Spaces per level; None writes one line.
         sort_keys: Whether keys are sorted.
     """
-    text = json.dumps(_without_nan(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+    text = json.dumps(without_nan(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
     return text + "\n"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """The value with None for each number of it, at any depth, that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return value
 
 
