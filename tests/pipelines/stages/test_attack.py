@@ -295,6 +295,6 @@ def test_examples_of_all_photographs(project, tmp_path):
     assert reported == before.records
     victim = load_victim(project.layout.victim("net"))
     folder = changed.layout.examples("net", "unrestricted")
-    row = robustness(folder, victim, [], where=[("split", "=", "test")])
+    row = robustness(folder, victim, [], filters=[("split", "=", "test")])
     assert row == robustness(project.layout.examples("net", "unrestricted"), victim, [])
     assert robustness(folder, victim, [])["n"] == len(clean.records)
