@@ -23,8 +23,9 @@ from pipelines.curation.hashes import HASHED
 from pipelines.curation.select import Rules
 from pipelines.params import Params, load_params
 from pipelines.stages.curate import write_tables
+from pipelines.storage.manifest import METADATA
 from pipelines.storage.records import AESample, arrow_schema
-from pipelines.storage.table_folder import METADATA, begin_tables
+from pipelines.storage.table_folder import begin_tables
 
 ROOT = Path(__file__).parents[1]
 PER_PHOTOGRAPH = 20

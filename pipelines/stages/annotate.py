@@ -22,10 +22,10 @@ from pipelines.errors import InputError, StageError
 from pipelines.params import Params
 from pipelines.storage.files import write_csv, write_json, write_parquet
 from pipelines.storage.layout import Layout
-from pipelines.storage.manifest import Manifest, file_sha256, fingerprint, read_manifest
+from pipelines.storage.manifest import METADATA, Manifest, file_sha256, fingerprint, read_manifest
 from pipelines.storage.records import AnnotatedSample
 from pipelines.storage.rejects import Reject, write_rejects
-from pipelines.storage.table_folder import METADATA, begin_tables, finish_tables, table_schema
+from pipelines.storage.table_folder import begin_tables, finish_tables, table_schema
 
 SCHEMA = table_schema(AnnotatedSample)
 

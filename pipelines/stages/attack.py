@@ -39,7 +39,7 @@ from pipelines.storage.manifest import (
     sample_seed,
 )
 from pipelines.storage.model_folder import load_attacker, load_weights, save_model
-from pipelines.storage.records import SPLITS, AESample
+from pipelines.storage.records import MAX_PSNR, SPLITS, AESample
 from pipelines.storage.rejects import Reject
 from pipelines.storage.shard_stage import ShardStage, StoredImage, store_image
 from pipelines.storage.shards import ShardIndex, shard_name
@@ -49,7 +49,6 @@ from victims.registry import load_victim, victim_sha256
 
 STAGE = "attack"
 BATCH = 16  # pictures of one size that are made together
-MAX_PSNR = 100.0  # recorded where an example equals its photograph: no infinity in a record
 
 
 @dataclass(frozen=True)

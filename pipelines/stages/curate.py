@@ -21,10 +21,10 @@ from pipelines.errors import InputError, StageError
 from pipelines.params import Params
 from pipelines.storage.files import atomic_file, write_json
 from pipelines.storage.layout import Layout
-from pipelines.storage.manifest import Manifest, read_manifest
+from pipelines.storage.manifest import MANIFEST, METADATA, Manifest, read_manifest
 from pipelines.storage.records import SPLITS, AESample
 from pipelines.storage.rejects import REJECTED, REJECTED_SCHEMA
-from pipelines.storage.table_folder import METADATA, begin_tables, finish_tables, table_schema
+from pipelines.storage.table_folder import begin_tables, finish_tables, table_schema
 
 SCHEMA = table_schema(AESample)
 
@@ -87,8 +87,8 @@ def run_curate(
 
 def finished_folders(layout: Layout) -> list[Path]:
     """The folders of adversarial examples. Raises InputError where there is none."""
-    root = layout.root / "datasets" / "aes"
-    folders = sorted(path.parent for path in root.glob("*/manifest.json"))
+    root = layout.all_examples
+    folders = sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
     if not folders:
         raise InputError(
             f"{root} must hold adversarial examples, got none: run `veneer attack` first"
@@ -98,8 +98,8 @@ def finished_folders(layout: Layout) -> list[Path]:
 
 def unfinished_folders(layout: Layout) -> list[str]:
     """Names of the folders without a manifest: an attack that was never run, or runs, or died."""
-    folders = (layout.root / "datasets" / "aes").iterdir()
-    return sorted(f.name for f in folders if f.is_dir() and not (f / "manifest.json").exists())
+    folders = layout.all_examples.iterdir()
+    return sorted(f.name for f in folders if f.is_dir() and not (f / MANIFEST).exists())
 
 
 def write_candidates(

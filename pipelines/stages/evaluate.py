@@ -18,7 +18,7 @@ from pipelines.storage.checkpoints import HISTORY
 from pipelines.storage.files import without_nan, write_csv, write_json
 from pipelines.storage.images import decode_png, planes
 from pipelines.storage.layout import Layout, trained_victim
-from pipelines.storage.manifest import read_manifest
+from pipelines.storage.manifest import METADATA, read_manifest
 from pipelines.storage.records import image_key
 from pipelines.storage.shards import ShardIndex
 from victims.base import TorchVictim, score_images
@@ -110,7 +110,7 @@ def check_scores(victim: TorchVictim, folder: Path) -> float:
 def _check_listed(index: ShardIndex, folder: Path) -> None:
     """The metrics come from the table: it must say what the shards say."""
     names = ["key", "score_clean", "score_adv"]
-    table = pq.read_table(folder / "metadata.parquet", columns=names).to_pylist()
+    table = pq.read_table(folder / METADATA, columns=names).to_pylist()
     listed = {row["key"]: (row["score_clean"], row["score_adv"]) for row in table}
     stored = {k: (r["score_clean"], r["score_adv"]) for k, r in index.records.items()}
     odd = sorted(k for k in {*listed, *stored} if listed.get(k) != stored.get(k))
@@ -153,7 +153,7 @@ def robustness(
     """
     columns = ["score_clean", "score_adv", "mos", "psnr", "ssim", "linf", "weights", "direction"]
     columns += ["queries", "strengths"]
-    path = folder / "metadata.parquet"
+    path = folder / METADATA
     table = pq.read_table(path, columns=columns, filters=filters).to_pandas()
     x, y = table["score_clean"], table["score_adv"]
     direction = table["direction"].iloc[0]

@@ -14,7 +14,7 @@ from pipelines.params import Params
 from pipelines.storage.cards import Card
 from pipelines.storage.images import decode_png
 from pipelines.storage.layout import Layout
-from pipelines.storage.manifest import Manifest, read_manifest
+from pipelines.storage.manifest import METADATA, Manifest, read_manifest
 from pipelines.storage.parquet import PictureRow, RowSource, write_parquet_folder
 from pipelines.storage.records import SPLITS, VERDICTS, AnnotatedSample, build_record
 
@@ -27,7 +27,7 @@ def run_package(params: Params, layout: Layout) -> Manifest:
     """Write datasets/3ae from annotations/labels and the pictures of candidates."""
     labels = read_manifest(layout.labels, "annotate")
     fields = list(AnnotatedSample.model_fields)
-    rows = pq.read_table(layout.labels / "metadata.parquet", columns=fields).to_pylist()
+    rows = pq.read_table(layout.labels / METADATA, columns=fields).to_pylist()
     images = CandidateImages(layout.root / "datasets", layout.labels)
     rows.sort(key=lambda row: row["key"])
     size = params.package.shard_size

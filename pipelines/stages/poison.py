@@ -25,7 +25,7 @@ from pipelines.storage.images import decode_png, to_tensor, to_uint8
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import Manifest, read_manifest, sample_generator
 from pipelines.storage.parquet import write_parquet_folder
-from pipelines.storage.records import PoisonedSample
+from pipelines.storage.records import MAX_PSNR, PoisonedSample
 from pipelines.storage.rejects import Reject
 from pipelines.storage.shard_stage import ShardStage, StoredImage, store_image
 from pipelines.storage.shards import ShardIndex, shard_name
@@ -34,7 +34,6 @@ from victims.registry import load_victim, victim_sha256
 
 STAGE = "poison"
 SCHEMES = ("p", "c")
-MAX_PSNR = 100.0  # recorded where rounding left nothing of the trigger
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,12 @@ class Layout:
 
     def examples(self, victim: str, mode: str) -> Path:
         """Adversarial examples."""
-        return self.root / "datasets" / "aes" / f"{victim}-{mode}"
+        return self.all_examples / f"{victim}-{mode}"
+
+    @property
+    def all_examples(self) -> Path:
+        """The adversarial examples of all victims and modes."""
+        return self.root / "datasets" / "aes"
 
     def attack(self, victim: str, mode: str) -> AttackFolders:
         """What the attack on a victim reads and writes."""

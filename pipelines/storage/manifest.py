@@ -23,6 +23,8 @@ from pipelines.storage.files import json_text, write_bytes
 if TYPE_CHECKING:
     import torch
 
+MANIFEST, METADATA = "manifest.json", "metadata.parquet"  # of a data set folder
+
 
 def sample_seed(seed: int, stage: str, key: str) -> int:
     """Seed of one sample in [0, 2^63), from the SHA-256 of (seed, stage, key)."""
@@ -168,12 +170,12 @@ class Manifest(_Frozen):
 
     def write(self, folder: Path) -> None:
         """Write manifest.json of a data set folder atomically."""
-        write_bytes(folder / "manifest.json", self.to_json().encode())
+        write_bytes(folder / MANIFEST, self.to_json().encode())
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
         """The manifest of a data set folder; FileNotFoundError when it was not finished."""
-        return cls.model_validate_json((folder / "manifest.json").read_bytes())
+        return cls.model_validate_json((folder / MANIFEST).read_bytes())
 
 
 def read_manifest(folder: Path, command: str) -> Manifest:

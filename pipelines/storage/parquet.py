@@ -10,13 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import StageError
 from pipelines.storage.cards import Card, dataset_card
 from pipelines.storage.files import atomic_file, write_bytes
-from pipelines.storage.manifest import Counts, Manifest, ScaleInfo, ShardInfo
+from pipelines.storage.manifest import MANIFEST, Manifest, ScaleInfo, ShardInfo
 from pipelines.storage.records import Sample, arrow_schema, hf_features
 from pipelines.storage.rejects import Reject, duplicate, write_rejects
-from pipelines.storage.workfolder import check_out
+from pipelines.storage.workfolder import check_out, reconcile
 
 PictureRow = tuple[Sample, Mapping[str, bytes]]  # a record, and an encoded picture per column
 RowSource = Callable[[], Iterable[PictureRow]]  # what gives the rows of one file
@@ -67,7 +66,7 @@ def write_parquet_folder(
         raise ValueError("card.images must name the Image columns, got none")
     schema = parquet_schema(record, card.images)
     check_out(out)
-    (out / "manifest.json").unlink(missing_ok=True)
+    (out / MANIFEST).unlink(missing_ok=True)
     for stale in (out / "data").glob("*.parquet"):
         stale.unlink()
     dropped, seen = list(rejects), set[str]()
@@ -79,15 +78,9 @@ def write_parquet_folder(
         )
         infos += files_of_split
         splits[split] = sum(info.samples for info in files_of_split)
-    kept = sum(splits.values())
-    if n_in != kept + len(dropped) or not kept:
-        raise StageError(
-            f"in = kept + rejected must hold with something kept, got {n_in} in, {kept} kept, "
-            f"{len(dropped)} rejected"
-        )
     manifest = Manifest.build(
         stage=stage,
-        counts=Counts(in_=n_in, kept=kept, rejected=len(dropped), splits=splits),
+        counts=reconcile(n_in, splits, dropped),
         shards={info.name: info for info in infos},
         parameters=parameters,
         inputs=inputs,

@@ -5,10 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.storage.manifest import Counts, Manifest, ScaleInfo, ShardInfo
+from pipelines.storage.manifest import MANIFEST, METADATA, Counts, Manifest, ScaleInfo, ShardInfo
 from pipelines.storage.records import Sample, arrow_schema
-
-METADATA = "metadata.parquet"
 
 
 def table_schema(record: type[Sample]) -> pa.Schema:
@@ -22,7 +20,7 @@ def table_schema(record: type[Sample]) -> pa.Schema:
 def begin_tables(out: Path) -> None:
     """Make the folder; without a manifest it counts as unfinished."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "manifest.json").unlink(missing_ok=True)
+    (out / MANIFEST).unlink(missing_ok=True)
 
 
 def finish_tables(

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
 from pipelines.storage.files import json_text, write_bytes
-from pipelines.storage.manifest import ShardInfo, read_manifest
+from pipelines.storage.manifest import MANIFEST, ShardInfo, read_manifest
 from pipelines.storage.shards import write_tar
 from pipelines.storage.workfolder import check_out
 
@@ -37,7 +37,7 @@ def export_webdataset(folder: Path, out: Path) -> list[ShardInfo]:
     files = [folder / "data" / name for name in manifest.shards]
     if not files or any(file.suffix != ".parquet" for file in files):
         raise InputError(f"{folder} must be a data set of Parquet files, got {manifest.stage}")
-    if (out / "manifest.json").exists():
+    if (out / MANIFEST).exists():
         raise InputError(f"out must be no data set itself, got {out} with a manifest.json")
     check_out(out)
     (out / "source-manifest.json").unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow as pa
 from pipelines.errors import InputError, StageError
 from pipelines.storage.cards import Card, dataset_card
 from pipelines.storage.files import sweep, write_bytes, write_json, write_parquet
-from pipelines.storage.manifest import Counts, Manifest, ScaleInfo, ShardInfo
+from pipelines.storage.manifest import MANIFEST, METADATA, Counts, Manifest, ScaleInfo, ShardInfo
 from pipelines.storage.records import Sample, arrow_schema
 from pipelines.storage.rejects import Reject, duplicate, write_rejects
 from pipelines.storage.shards import read_shard, write_shard
@@ -195,7 +196,7 @@ def publish(
         dropped += finished.rejects
         if finished.info.samples:
             shards.append(finished.info)
-    counts = _reconcile(n_in, shards, dropped)
+    counts = reconcile(n_in, _count_splits(shards), dropped)
     manifest = Manifest.build(
         stage=work.stage,
         counts=counts,
@@ -206,9 +207,9 @@ def publish(
     )
     check_out(out)
     try:
-        (out / "manifest.json").unlink(missing_ok=True)
+        (out / MANIFEST).unlink(missing_ok=True)
         _link_shards(work.path, out / "data", manifest.shards)
-        write_parquet(out / "metadata.parquet", _metadata(rows, record))
+        write_parquet(out / METADATA, _metadata(rows, record))
         write_rejects(out, dropped, work.stage)
         write_bytes(out / "README.md", dataset_card(card, manifest, record).encode())
         manifest.write(out)
@@ -248,20 +249,33 @@ def _unique_rows(
     return unique
 
 
-def _reconcile(n_in: int, shards: list[ShardInfo], dropped: list[Reject]) -> Counts:
-    kept = sum(shard.samples for shard in shards)
-    if n_in != kept + len(dropped):
+def _count_splits(shards: Iterable[ShardInfo]) -> dict[str, int]:
+    splits: Counter[str] = Counter()
+    for shard in sorted(shards, key=lambda shard: shard.name):
+        splits[shard.name.rpartition("-")[0]] += shard.samples
+    return dict(splits)
+
+
+def reconcile(n_in: int, splits: dict[str, int], rejects: Sequence[Reject]) -> Counts:
+    """The counts of a data set.
+
+    Args:
+        n_in: Number of samples that came in.
+        splits: Number of kept samples of each split.
+        rejects: What was dropped.
+
+    Raises:
+        StageError: in = kept + rejected does not hold, or nothing was kept.
+    """
+    kept = sum(splits.values())
+    if n_in != kept + len(rejects):
         raise StageError(
-            f"in = kept + rejected must hold, got {n_in} in, {kept} kept, {len(dropped)} rejected"
+            f"in = kept + rejected must hold, got {n_in} in, {kept} kept, {len(rejects)} rejected"
         )
     if not kept:
-        first = f", the first as {dropped[0].reason!r}" if dropped else ""
-        raise StageError(f"no sample was kept: {len(dropped)} of {n_in} were rejected{first}")
-    splits: dict[str, int] = {}
-    for shard in sorted(shards, key=lambda shard: shard.name):
-        split = shard.name.rpartition("-")[0]
-        splits[split] = splits.get(split, 0) + shard.samples
-    return Counts(in_=n_in, kept=kept, rejected=len(dropped), splits=splits)
+        first = f", the first as {rejects[0].reason!r}" if rejects else ""
+        raise StageError(f"no sample was kept: {len(rejects)} of {n_in} were rejected{first}")
+    return Counts(in_=n_in, kept=kept, rejected=len(rejects), splits=splits)
 
 
 def _link_shards(source: Path, data: Path, shards: dict[str, ShardInfo]) -> None:
