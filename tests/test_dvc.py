@@ -1,8 +1,11 @@
 """dvc.yaml says what each stage reads: what it forgets goes stale without a word."""
 
+import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -246,6 +249,122 @@ def test_stages_of_an_attack_share_no_photograph(path):
         second = set(params.attack_photographs(split, keys))
         first = set(params.perturb.photographs(split, keys))
         assert split == "test" or not first & second
+
+
+# What makes what stale
+
+VERSIONS = """
+import json
+from pathlib import Path
+import yaml
+from pipelines.orchestration.code_deps import stage_module, update_code_dependencies
+from pipelines.storage.code import code_version
+from victims.kinds import VICTIMS, victim_module
+update_code_dependencies(Path())
+stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+found = {stage: code_version(stage_module(stage)) for stage in stages}
+found |= {kind: code_version(victim_module(kind)) for kind in VICTIMS}
+print(json.dumps(found))
+"""
+NEW_KIND = '"""A new kind."""\n\nfrom victims.nima import Nima\n\n\nclass Tiny(Nima):\n    pass\n'
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A project of which DVC thinks that every stage has run. Not to be changed: copy it."""
+    root = new_project(tmp_path_factory.mktemp("stale") / "project", ROOT / "params.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        Repo(str(root)).commit(force=True)
+        assert stale(root) == set()
+    return root
+
+
+@pytest.fixture
+def changed(finished, tmp_path, monkeypatch) -> Path:
+    """A copy to change."""
+    monkeypatch.chdir(shutil.copytree(finished, tmp_path / "project"))
+    return Path.cwd()
+
+
+def stale(root: Path) -> set[str]:
+    """What `dvc status` names."""
+    return set(Repo(str(root)).status())
+
+
+def code_versions(root: Path) -> dict[str, str]:
+    """Of the stages, as in the names of their work folders, and of kinds; dvc.yaml is written."""
+    command = [sys.executable, "-c", VERSIONS]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def append(path: Path, text: str = "\n# changed\n") -> None:
+    path.write_text(path.read_text() + text)
+
+
+def test_a_new_kind_of_victim_leaves_all_others_alone(changed):
+    before = code_versions(changed)
+    (changed / "victims" / "tiny.py").write_text(NEW_KIND)
+    kinds = changed / "victims" / "kinds.py"
+    line = 'TRAINED = {"tiny": "victims.tiny:Tiny", '
+    kinds.write_text(kinds.read_text().replace("TRAINED = {", line))
+    values = yaml.safe_load((changed / "params.yaml").read_text())
+    values["victims"]["small"] = {"model": {"kind": "tiny"}, "training": {}}
+    values["attack"]["victims"].append("small")
+    (changed / "params.yaml").write_text(yaml.safe_dump(values))
+
+    after = code_versions(changed)
+    assert after.pop("tiny")
+    assert after == before
+    new = {"train_victim@small", "attack@small-unrestricted", "attack@small-restricted"}
+    # What looks at all victims may see the new one; nothing else is touched.
+    assert stale(changed) == new | {"evaluate"}
+    assert "victims/tiny.py" in dependencies(stages_of(changed)["train_victim@small"])
+
+
+def test_a_new_quality_model_leaves_all_others_alone(changed):
+    values = yaml.safe_load((changed / "params.yaml").read_text())
+    values["quality"]["other"] = values["quality"]["hyper"]
+    values["backdoor"]["victims"].append("other")
+    (changed / "params.yaml").write_text(yaml.safe_dump(values))
+    assert stale(changed) == {"backdoor@p-other", "backdoor@c-other", "report_backdoor"}
+
+
+def test_another_objective_is_of_its_mode_alone(changed):
+    values = yaml.safe_load((changed / "params.yaml").read_text())
+    values["attack"]["objectives"]["restricted"]["min_psnr"] = 30.0
+    (changed / "params.yaml").write_text(yaml.safe_dump(values))
+    attacks = {"attack@lite0-restricted", "attack@resnet-restricted"}
+    assert stale(changed) == attacks | {"finetune@resnet"}
+
+
+def test_triggers_are_no_part_of_attacks(changed):
+    before = code_versions(changed)
+    append(changed / "attackers" / "backdoor" / "uap.py")
+    append(changed / "attackers" / "backdoor" / "trigger.py")
+    after = code_versions(changed)
+    touched = {"search_trigger", "poison", "backdoor"}
+    assert {name for name in before if after[name] != before[name]} == touched
+    assert {name.split("@")[0] for name in stale(changed)} == touched
+
+
+def test_the_module_of_a_kind_is_part_of_what_it_made(changed):
+    before = code_versions(changed)
+    append(changed / "victims" / "nima.py")
+    after = code_versions(changed)
+    # The rest follows through models/victims, whose config.json holds the version of the kind.
+    assert {name for name in before if after[name] != before[name]} == {"nima", "train_victim"}
+    assert stale(changed) == {"train_victim@lite0", "train_victim@resnet"}
+
+
+def test_the_module_of_a_source_is_part_of_what_it_lists(changed):
+    append(changed / "pipelines" / "sources" / "ava.py")
+    assert stale(changed) == set()
+    append(changed / "pipelines" / "sources" / "sample.py")
+    assert stale(changed) == {"import"}
 
 
 # Outputs
