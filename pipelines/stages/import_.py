@@ -8,8 +8,8 @@ from typing import Any
 
 from pipelines.errors import InputError
 from pipelines.params import Params
-from pipelines.sources import SOURCES
 from pipelines.sources.base import SourceItem, SourceListing, resolve_splits
+from pipelines.sources.registry import importer, source_module
 from pipelines.storage.cards import Card
 from pipelines.storage.images import RejectedImage, decode_image, shrink
 from pipelines.storage.layout import Layout
@@ -73,7 +73,7 @@ def run_import(params: Params, layout: Layout, *, progress: bool = True) -> Mani
     }
     stage = ShardStage.begin(
         STAGE,
-        __name__,
+        (__name__, source_module(source)),
         layout.clean,
         layout.work,
         parameters=parameters,
@@ -97,9 +97,8 @@ def run_import(params: Params, layout: Layout, *, progress: bool = True) -> Mani
 
 
 def _open_source(source: str, options: Mapping[str, Any], seed: int) -> SourceListing:
-    if source not in SOURCES:
-        raise InputError(f"source must be one of {', '.join(SOURCES)}, got {source!r}")
-    known = inspect.signature(SOURCES[source]).parameters
+    list_source = importer(source)
+    known = inspect.signature(list_source).parameters
     allowed = [name for name in known if name != "seed"]
     for name in options:
         if name not in allowed:
@@ -110,7 +109,7 @@ def _open_source(source: str, options: Mapping[str, Any], seed: int) -> SourceLi
         if known[name].default is inspect.Parameter.empty and name not in options:
             raise InputError(f"options of source {source} must have {name}, got {list(options)}")
     try:
-        listing = SOURCES[source](seed, **options)
+        listing = list_source(seed, **options)
     except TypeError as error:  # a value of another type than the source expects
         raise InputError(f"options of source {source} must fit it, got {error}") from None
     if not listing.items:

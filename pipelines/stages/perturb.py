@@ -64,7 +64,7 @@ def run_perturb(params: Params, layout: Layout, *, progress: bool = True) -> Man
     }
     stage = ShardStage.begin(
         STAGE,
-        __name__,
+        (__name__,),
         layout.perturbed,
         layout.work,
         parameters=parameters,
@@ -92,9 +92,7 @@ def run_perturb(params: Params, layout: Layout, *, progress: bool = True) -> Man
 def _jobs(clean: Path, params: Params) -> Iterator[PerturbJob]:
     for split in SPLITS:
         index = ShardIndex(clean, [split])
-        keys = sorted(index.records)[: params.perturb.limit]
-        if split != "train":
-            keys = keys[: params.perturb.held_out]
+        keys = params.perturb.photographs(split, index.records)
         for number, batch in enumerate(batches_of(keys, params.perturb.shard_size)):
             yield PerturbJob(
                 name=shard_name(split, number),

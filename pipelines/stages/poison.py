@@ -19,7 +19,6 @@ from pipelines.params import Params, Poison
 from pipelines.readers.pictures import batches_of
 from pipelines.readers.poisoned import open_trigger, poisoned_keys
 from pipelines.stages.poison_release import PoisonedShard, publish_blind, released_rows
-from pipelines.stages.search_trigger import surrogate_folder
 from pipelines.storage.cards import Card
 from pipelines.storage.images import decode_png, to_tensor, to_uint8
 from pipelines.storage.layout import Layout
@@ -81,12 +80,12 @@ def run_poison(
     clean = read_manifest(layout.clean, "import")
     _, _, digest = open_trigger(layout.trigger)
     inputs = {"clean": clean.content_sha256, "trigger": digest}
-    surrogate = surrogate_folder(layout) if scheme == "c" else None
+    surrogate = layout.surrogate if scheme == "c" else None
     if surrogate:
         inputs["surrogate"] = victim_sha256(surrogate)
     stage = ShardStage.begin(
         STAGE,
-        __name__,
+        (__name__,),
         layout.poisoned(scheme),
         layout.work,
         parameters={

@@ -52,7 +52,7 @@ class ShardStage:
     def begin(
         cls,
         name: str,
-        module: str,
+        modules: Sequence[str],
         out: Path,
         work_root: Path,
         *,
@@ -64,7 +64,7 @@ class ShardStage:
 
         Args:
             name: Name of the stage.
-            module: The module whose code, imports included, makes the shards.
+            modules: The modules whose code, imports included, makes the shards.
             out: The data set folder.
             work_root: Root of the work folders.
             parameters: See the class.
@@ -76,7 +76,7 @@ class ShardStage:
         """
         check_out(out)
         digest = fingerprint(
-            parameters=parameters, inputs=inputs, code=code_version(module), **depends
+            parameters=parameters, inputs=inputs, code=code_version(*modules), **depends
         )
         work = WorkFolder(work_root, name, out.name, digest)
         work.create()

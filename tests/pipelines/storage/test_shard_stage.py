@@ -62,7 +62,7 @@ def bright() -> int:
 def stage(root: Path, **changes) -> ShardStage:
     arguments = {"parameters": {"seed": 0}, "inputs": {"clean": "0" * 64}, **changes}
     return ShardStage.begin(
-        "import", "pipelines.storage.images", root / "out", root / "work", **arguments
+        "import", ["pipelines.storage.images"], root / "out", root / "work", **arguments
     )
 
 
