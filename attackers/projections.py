@@ -1,9 +1,13 @@
 """Where an adversarial example may be: on the 8-bit grid and near enough to its picture."""
 
 import math
+from functools import partial
 
 import torch
+from kornia import metrics
 from torch import Tensor
+
+SSIM_WINDOW = 11
 
 
 def inference_chunk_size(images: Tensor) -> int:
@@ -22,9 +26,41 @@ def quantize(images: Tensor) -> Tensor:
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB for values in [0,1]. Returns: (N,), inf where equal."""
-    mse = (images - others).square().flatten(1).mean(dim=1, dtype=torch.float64)
-    return -10 * torch.log10(mse)
+    """Peak signal-to-noise ratio of each image in dB, by kornia.
+
+    Args:
+        images: (N,3,H,W) in [0,1].
+        others: the images to compare with, of the same shape.
+
+    Returns:
+        (N,) in dB, infinite where two images are equal.
+    """
+    return torch.vmap(partial(metrics.psnr, max_val=1.0))(images, others)
+
+
+def ssim(images: Tensor, others: Tensor) -> Tensor:
+    """Structural similarity of each image, by kornia: Gaussian window of 11 pixels, sigma 1.5.
+
+    Source: Wang et al., Image Quality Assessment: From Error Visibility to Structural
+    Similarity, 2004.
+
+    Args:
+        images: (N,3,H,W) in [0,1], each side at least 11 pixels.
+        others: the images to compare with, of the same shape.
+
+    Returns:
+        (N,) in [-1,1], the mean over channels and over the pixels whose window lies in the image.
+
+    Raises:
+        ValueError: if a side is less than 11 pixels.
+    """
+    if min(images.shape[-2:]) < SSIM_WINDOW:
+        raise ValueError(
+            f"images must be at least {SSIM_WINDOW} pixels on each side, "
+            f"got {images.shape[-2]}×{images.shape[-1]}"
+        )
+    similarity = metrics.ssim(images, others, SSIM_WINDOW, 1.0, eps=0.0, padding="valid")
+    return similarity.mean(dim=(1, 2, 3))
 
 
 def line_fraction(images: Tensor, adversarial: Tensor, min_psnr: float) -> Tensor:

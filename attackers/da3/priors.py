@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
+from kornia.color import rgb_to_grayscale
 from torch import Tensor
 
-from attackers.da3.filters import FILTER_NAMES, luma
+from attackers.da3.filters import FILTER_NAMES
 
 MAPS = 4  # most maps that one prior has; the others are padded with zeros so that priors stack
 STATISTICS = 72 + 4  # colour and tone, then lines
@@ -65,7 +66,7 @@ def statistics(images: Tensor) -> Tensor:
     i, q, grey = (v.flatten(1) for v in _chroma(x))
     flat = x.flatten(2)
     high, low = flat.amax(1), flat.amin(1)
-    y = luma(x).flatten(1)
+    y = rgb_to_grayscale(x).flatten(1)
     ratio = (high - low) / (high + 0.02)
     # Twelve directions in the chroma plane, each seen by how much chroma lies within 30° of it.
     angle = torch.arange(12, device=x.device, dtype=x.dtype) * (torch.pi / 6)
@@ -118,11 +119,11 @@ def prior(
         raise ValueError(f"filter must be one of {', '.join(FILTER_NAMES)}; got {name!r}")
     # Colour and tone are smooth: a quarter of the size tells them. Lines need every pixel.
     small, spread = shared or shared_parts(images)
-    y = luma(small)
+    y = rgb_to_grayscale(small)
     i, q, grey = _chroma(small)
     detail = images.new_zeros(len(images), 4)
     if name in ("sobel", "sharp", "blur"):
-        grad, lap = _lines(luma(images))
+        grad, lap = _lines(rgb_to_grayscale(images))
         maps = torch.cat([_pool(grad, grid) * 4, _pool(lap, grid) * 8], 1)
         total = maps.mean((2, 3))
         detail = torch.cat(

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from attackers.da3.adt import ADTConfig
 from attackers.da3.attacker import DA3Attacker, Examples, generate
 from attackers.da3.attacking import train_attacker
 from attackers.objectives import Objective
-from attackers.projections import psnr
+from attackers.projections import psnr, ssim
 from pipelines.execution.devices import (
     chosen_dtype,
     device,
@@ -277,7 +276,7 @@ def _records(
     job: AttackJob, keys: tuple[str, ...], clean: Tensor, made: Examples
 ) -> list[dict[str, Any]]:
     """Fields of the records of a batch, but for the key."""
-    similar = torch.as_tensor(ssim(made.images, clean, data_range=1.0, reduction="none")).view(-1)
+    similar = ssim(made.images, clean)
     change = (made.images - clean).abs().flatten(1).amax(dim=1)
     noise = psnr(clean, made.images).clamp_max(MAX_PSNR)
     return [

@@ -5,9 +5,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from attackers.projections import interpolate, line_fraction, project_to_min_psnr, psnr, quantize
+from attackers.projections import (
+    interpolate,
+    line_fraction,
+    project_to_min_psnr,
+    psnr,
+    quantize,
+    ssim,
+)
 
 
 @st.composite
@@ -43,6 +50,32 @@ def test_psnr_is_that_of_scikit_image(line):
     y = quantize(y)
     wanted = [stored_psnr(a, b) for a, b in zip(x, y, strict=True)]
     assert psnr(x, y).tolist() == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [(11, 11), (24, 31)])
+def test_ssim_is_that_of_scikit_image(size):
+    x, noise = torch.rand(2, 2, 3, *size, generator=torch.Generator().manual_seed(0))
+    y = (x + 0.2 * (noise - 0.5)).clamp(0, 1)
+    y[1] = x[1]
+    wanted = [
+        structural_similarity(
+            a.double().numpy(),
+            b.double().numpy(),
+            channel_axis=0,
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        for a, b in zip(x, y, strict=True)
+    ]
+    assert ssim(x, y).tolist() == pytest.approx(wanted, abs=1e-5)
+    assert wanted[0] < 0.98
+
+
+def test_ssim_refuses_what_its_window_does_not_fit():
+    with pytest.raises(ValueError, match="images must be at least 11 pixels on each side, got 10×"):
+        ssim(torch.rand(1, 3, 10, 40), torch.rand(1, 3, 10, 40))
 
 
 @given(value=st.floats(-1, 2, width=32))
