@@ -22,7 +22,8 @@ from scipy.fft import idctn
 from scipy.ndimage import map_coordinates, zoom
 from sklearn.metrics import roc_auc_score
 
-from pipelines.audit.scan import ScanSettings, purify, scan
+from pipelines.audit.purify import purify
+from pipelines.audit.scan import ScanSettings, scan
 from pipelines.readers.rows import DataSet, Row
 from pipelines.sources.livec import livec
 from pipelines.storage.images import decode_image, encode_png
