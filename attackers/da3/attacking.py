@@ -12,7 +12,7 @@ from attackers.da3.spsa import spsa_gradient
 from attackers.loop import train
 from attackers.metrics import msi, rasr
 from attackers.objectives import Objective, closeness, concentration, score_hinge
-from attackers.projections import interpolate, line_fraction, quantize
+from attackers.projections import interpolate, max_fraction, quantize
 from victims.base import Victim
 
 # The few numbers that all pictures share may move fast, the pretrained latent spaces slowly.
@@ -37,7 +37,7 @@ def attack_loss(
         clean = victim(images) / unit
     y, plan = attacker(images)
     if objective.min_psnr is not None:
-        y = interpolate(images, y, line_fraction(images, y, objective.min_psnr))
+        y = interpolate(images, y, max_fraction(images, y, objective.min_psnr))
     rest = objective.lam * concentration(plan.weights)
     if objective.alpha:
         rest = rest + objective.alpha * closeness(images, y, objective.pixels, generator)

@@ -31,7 +31,7 @@ def _chroma(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return i, q, torch.sqrt(i * i + q * q + 1e-6)
 
 
-def _lines(y: Tensor) -> tuple[Tensor, Tensor]:
+def edge_strength(y: Tensor) -> tuple[Tensor, Tensor]:
     """Strength of gradient and Laplacian of the luma. Returns: two (N,1,H,W)."""
     x = F.pad(y, (1, 1, 1, 1), mode="replicate")
     centre = x[..., 1:-1, 1:-1]
@@ -123,7 +123,7 @@ def prior(
     i, q, grey = _chroma(small)
     detail = images.new_zeros(len(images), 4)
     if name in ("sobel", "sharp", "blur"):
-        grad, lap = _lines(rgb_to_grayscale(images))
+        grad, lap = edge_strength(rgb_to_grayscale(images))
         maps = torch.cat([_pool(grad, grid) * 4, _pool(lap, grid) * 8], 1)
         total = maps.mean((2, 3))
         detail = torch.cat(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attackers.da3.attacker import Plan, combine
-from attackers.projections import interpolate, line_fraction, quantize
+from attackers.projections import interpolate, max_fraction, quantize
 from victims.base import Victim
 
 
@@ -31,7 +31,7 @@ def spsa_gradient(
     def score(weights: Tensor, strengths: Tensor) -> Tensor:
         y = combine(images, Plan(weights, strengths))
         if min_psnr is not None:
-            y = interpolate(images, y, line_fraction(images, y, min_psnr))
+            y = interpolate(images, y, max_fraction(images, y, min_psnr))
         return victim(quantize(y))
 
     centre = plan.strengths.clamp(delta - 1, 1 - delta)  # so that both ends are in [-1, 1]

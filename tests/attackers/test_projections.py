@@ -9,7 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from attackers.projections import (
     interpolate,
-    line_fraction,
+    max_fraction,
     project_to_min_psnr,
     psnr,
     quantize,
@@ -89,9 +89,9 @@ def test_quantize_gives_what_eight_bits_store(value):
 
 @settings(max_examples=60, deadline=None)
 @given(line=lines(), wanted=st.floats(5, 70))
-def test_line_fraction_is_the_farthest_point_that_holds(line, wanted):
+def test_max_fraction_is_the_largest_that_holds(line, wanted):
     x, y = (t.double() for t in line)
-    fraction = line_fraction(x, y, wanted)
+    fraction = max_fraction(x, y, wanted)
     assert ((fraction > 0) & (fraction <= 1)).all()
     reached = psnr(x, interpolate(x, y, fraction))
     drawn = fraction < 1
@@ -101,14 +101,14 @@ def test_line_fraction_is_the_farthest_point_that_holds(line, wanted):
     assert (reached[~drawn] >= wanted - 1e-6).all()
 
 
-def test_line_fraction_has_an_exact_gradient():
+def test_max_fraction_has_an_exact_gradient():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, 2, 3, 4, 4, generator=generator, dtype=torch.float64)
     y = y.requires_grad_()
-    assert (line_fraction(x, y, 30) < 0.5).all()
-    assert torch.autograd.gradcheck(lambda v: line_fraction(x, v, 30), (y,))
+    assert (max_fraction(x, y, 30) < 0.5).all()
+    assert torch.autograd.gradcheck(lambda v: max_fraction(x, v, 30), (y,))
     same = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(line_fraction(x, same, 30).sum(), same)
+    (gradient,) = torch.autograd.grad(max_fraction(x, same, 30).sum(), same)
     assert gradient.isfinite().all()
 
 

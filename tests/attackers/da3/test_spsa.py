@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from attackers.da3.attacker import Plan, combine
 from attackers.da3.spsa import spsa_gradient
-from attackers.projections import interpolate, line_fraction
+from attackers.projections import interpolate, max_fraction
 from victims.base import ScoreOnly, ScoreScale
 from victims.toy import BrightnessVictim, LinearVictim
 
@@ -25,7 +25,7 @@ def exact(victim, images, plan, min_psnr=None):
     strengths = plan.strengths.clone().requires_grad_()
     y = combine(images, Plan(weights, strengths))
     if min_psnr is not None:
-        y = interpolate(images, y, line_fraction(images, y, min_psnr))
+        y = interpolate(images, y, max_fraction(images, y, min_psnr))
     d_w, d_s = torch.autograd.grad(victim(y).sum(), (weights, strengths))
     return d_w - d_w.mean(1, keepdim=True), d_s
 
