@@ -294,7 +294,7 @@ def _records(
             "psnr": float(noise[i]),
             "ssim": float(similar[i]),
             "linf": float(change[i]),
-            "alpha_line": float(made.line[i]),
+            "alpha_line": float(made.fraction[i]),
             "queries": made.queries,
         }
         for i, key in enumerate(keys)

@@ -141,7 +141,7 @@ def robustness(
     top = sorted(FILTER_NAMES, key=lambda f: -shares[f])[:2]
     values = {
         "n": len(table),
-        "basr": basr(x, y, victim.scale.threshold, direction=direction, by=judged),
+        "basr": basr(x, y, victim.scale.threshold, direction=direction, mos=judged),
         "rasr": rasr(x, y, direction=direction),
         "msi": msi(x, y, direction=direction),
         "art_hours": reach["hours"],

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from attackers.backdoor.poisoning import clean_label_alpha, draw_alpha, poison_label, towards_score
+from attackers.backdoor.poisoning import clean_label_alpha, draw_alpha, poison_label, targeted_pgd
 from attackers.backdoor.trigger import Injector
 from attackers.projections import psnr, quantize
 from pipelines.errors import InputError
@@ -212,7 +212,7 @@ def poison_one(
         alpha = clean_label_alpha(mos, centre, delta_y, low, high)
         surrogate: CropVictim = _models["surrogate"]
         if settings.pgd_eps:
-            moved = towards_score(
+            moved = targeted_pgd(
                 surrogate,
                 moved,
                 centre,

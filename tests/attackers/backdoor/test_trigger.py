@@ -61,7 +61,7 @@ def by_blocks(
     alpha=st.floats(-1, 1),
     seed=st.integers(0, 1000),
     band=st.sampled_from(BANDS),
-    origin=st.sampled_from(["top-left", "centred"]),
+    origin=st.sampled_from(["top_left", "centred"]),
 )
 def test_the_tile_is_the_block_transform(height, width, alpha, seed, band, origin):
     trigger = drawn(band, seed=seed, origin=origin)

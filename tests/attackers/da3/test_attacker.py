@@ -116,13 +116,13 @@ def test_what_is_stored_is_what_is_reported(size, direction, min_psnr, refine):
     assert victim.queries == 3 * (1 + made.queries)
     torch.testing.assert_close(made.scores, victim(made.images), rtol=0, atol=1e-5)
     torch.testing.assert_close(made.scores_clean, victim(images), rtol=0, atol=1e-5)
-    line = quantize(interpolate(images, combine(images, made.plan), made.line))
+    line = quantize(interpolate(images, combine(images, made.plan), made.fraction))
     torch.testing.assert_close(made.images, line, rtol=0, atol=1.001 / 255)
     assert (made.images == line).float().mean() > 0.999
     if min_psnr is not None:
         assert (psnr(images, made.images) >= min_psnr).all()
     elif refine == 0:
-        assert made.line.tolist() == [1, 1, 1]
+        assert made.fraction.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("direction", ["raise", "lower"])
