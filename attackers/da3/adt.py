@@ -247,7 +247,7 @@ class ADT(nn.Module):
 
 
 def _linear(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    """x W + b, where W may carry the leading dimension of filters."""
+    """Linear layer x W + b, where W may carry the leading dimension of filters."""
     weight, bias = w[f"{name}_weight"], w[f"{name}_bias"]
     if weight.ndim == 2:
         return torch.addmm(bias, x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
