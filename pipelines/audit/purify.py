@@ -10,12 +10,12 @@ import pandas as pd
 from defenders.scan import grid_origin, high_pass, remove_tile, residual, weighted_fold
 from pipelines.audit.scan import Scan
 from pipelines.errors import InputError, StageError
-from pipelines.readers.rows import DataSet
+from pipelines.readers.rows import ImageDataset
 from pipelines.storage.images import decode_image, encode_png
 from pipelines.storage.shards import atomic_file
 
 
-def purify(data: DataSet, result: Scan, out: Path) -> dict[str, Any]:
+def purify(data: ImageDataset, result: Scan, out: Path) -> dict[str, Any]:
     """Write the data set without its tile, as images/*.png and scores.csv.
 
     Flagged rows lose α·tile; `mos_repaired` is their score less α times the score per α, where the

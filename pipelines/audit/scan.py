@@ -27,7 +27,7 @@ from defenders.scan import (
 )
 from pipelines.errors import InputError
 from pipelines.execution.engine import map_shards
-from pipelines.readers.rows import DataSet, Row
+from pipelines.readers.rows import ImageDataset, ImageRow
 from pipelines.storage.images import RejectedImage, decode_image
 
 BATCH = 16
@@ -84,7 +84,7 @@ class ScanJob:
         jpeg: leave out what repeats with the blocks of JPEG.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ImageRow, ...]
     periods: tuple[int, ...]
     only_agreement: bool
     jpeg: bool
@@ -116,11 +116,15 @@ class RowFeatures:
 
 
 def extract_features(job: ScanJob) -> list[RowFeatures]:
-    """Features of the rows of a job, in their order."""
+    """Features of the rows of a job, in their order.
+
+    Args:
+        job: rows and periods.
+    """
     return [_row_features(row, job) for row in job.rows]
 
 
-def _row_features(row: Row, job: ScanJob) -> RowFeatures:
+def _row_features(row: ImageRow, job: ScanJob) -> RowFeatures:
     try:
         image = decode_image(row.load(), min_side=MIN_SIDE)
     except RejectedImage as error:
@@ -157,7 +161,7 @@ class Scan:
     grid: str
 
 
-def scan(data: DataSet, settings: ScanSettings, *, progress: bool = True) -> Scan:
+def scan(data: ImageDataset, settings: ScanSettings, *, progress: bool = True) -> Scan:
     """Search a data set for a tile that its pictures share, and score every row.
 
     Args:
@@ -217,7 +221,7 @@ class _BestTest:
 
 
 def _extract(
-    rows: Sequence[Row],
+    rows: Sequence[ImageRow],
     periods: tuple[int, ...],
     only_agreement: bool,
     settings: ScanSettings,
@@ -293,7 +297,7 @@ def _test(
 
 
 def _explain(
-    data: DataSet,
+    data: ImageDataset,
     features: Sequence[RowFeatures],
     best: _BestTest,
     report: dict[str, Any],
@@ -341,7 +345,7 @@ def _explain(
 
 
 def _labels(
-    data: DataSet,
+    data: ImageDataset,
     features: Sequence[RowFeatures],
     usable: Sequence[int],
     alpha: np.ndarray,
@@ -359,7 +363,7 @@ def _mirrored(evidence: LabelEvidence) -> LabelEvidence:
 
 
 def _table(
-    data: DataSet,
+    data: ImageDataset,
     features: Sequence[RowFeatures],
     usable: Sequence[int] | None,
     flags: tuple[RowScores, np.ndarray, np.ndarray] | None,

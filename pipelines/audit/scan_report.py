@@ -38,7 +38,12 @@ def write_scan(result: Scan, out: Path) -> None:
 
 
 def scan_text(report: dict[str, Any], out: Path) -> str:
-    """The result of a scan in a few lines."""
+    """The result of a scan in a few lines.
+
+    Args:
+        report: content of scan.json.
+        out: folder that holds it.
+    """
     lines = [
         f"{report['data']}: {report['verdict']} (p = {report['p']:.2g}, alarms on "
         f"{report['false_alarm_rate']:.2g} of clean sets; {report['rows']} rows, "
@@ -66,7 +71,15 @@ def scan_text(report: dict[str, Any], out: Path) -> str:
 
 
 def tile_picture(tile: np.ndarray, side: int = 512) -> np.ndarray:
-    """The tile on grey with its contrast stretched, four times repeated, as uint8 (H,W,3)."""
+    """The tile on grey with its contrast stretched, four times repeated.
+
+    Args:
+        tile: (P,P,3) grey levels.
+        side: side of the picture in pixels, about.
+
+    Returns:
+        uint8 (H,W,3).
+    """
     peak = float(np.abs(tile).max()) or 1.0
     levels = np.clip(127.5 + 127.5 * np.tile(tile, (2, 2, 1)) / peak, 0, 255).round()
     zoom = max(1, side // levels.shape[0])
