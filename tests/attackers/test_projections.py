@@ -116,12 +116,12 @@ def test_max_fraction_has_an_exact_gradient():
 @given(line=lines(), wanted=st.floats(5, 70))
 def test_draws_back_as_little_as_needed(line, wanted):
     x, y = line
-    out, kept = project_to_min_psnr(x, y, wanted)
+    out, fractions = project_to_min_psnr(x, y, wanted)
     assert torch.equal(out, quantize(out))
-    assert torch.equal(out, quantize(interpolate(x, y, kept)))
-    assert ((kept >= 0) & (kept <= 1)).all()
-    longer = quantize(interpolate(x, y, (kept * 1.01).clamp_max(1)))
-    for clean, image, beyond, fraction in zip(x, out, longer, kept, strict=True):
+    assert torch.equal(out, quantize(interpolate(x, y, fractions)))
+    assert ((fractions >= 0) & (fractions <= 1)).all()
+    longer = quantize(interpolate(x, y, (fractions * 1.01).clamp_max(1)))
+    for clean, image, beyond, fraction in zip(x, out, longer, fractions, strict=True):
         assert stored_psnr(clean, image) >= wanted - 1e-9
         if fraction < 1:
             # One per cent farther breaks the bound, unless it is the same picture.
@@ -132,12 +132,12 @@ def test_draws_back_as_little_as_needed(line, wanted):
 def test_an_example_near_enough_stays_as_it_is():
     x = quantize(torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
     y = (x + 0.01).clamp(0, 1)
-    out, kept = project_to_min_psnr(x, y, 30)
+    out, fractions = project_to_min_psnr(x, y, 30)
     assert torch.equal(out, quantize(y))
-    assert kept.tolist() == [1, 1]
-    out, kept = project_to_min_psnr(x, x, 99)
+    assert fractions.tolist() == [1, 1]
+    out, fractions = project_to_min_psnr(x, x, 99)
     assert torch.equal(out, x)
-    assert kept.tolist() == [1, 1]
+    assert fractions.tolist() == [1, 1]
 
 
 def test_a_bound_below_one_level_gives_the_photograph_back():
@@ -151,10 +151,10 @@ def test_each_picture_is_drawn_back_by_itself():
     generator = torch.Generator().manual_seed(0)
     x = quantize(torch.rand(4, 3, 16, 16, generator=generator))
     y = (x + torch.tensor([0.001, 0.02, 0.2, 0.9]).view(4, 1, 1, 1)).clamp(0, 1)
-    together, kept = project_to_min_psnr(x, y, 40)
+    together, fractions = project_to_min_psnr(x, y, 40)
     for i in range(4):
         out, fraction = project_to_min_psnr(x[i : i + 1], y[i : i + 1], 40)
         assert torch.equal(out[0], together[i])
-        assert float(fraction) == pytest.approx(float(kept[i]), abs=1e-6)
-    assert kept[0] == 1
-    assert kept[1] > kept[2] > kept[3]
+        assert float(fraction) == pytest.approx(float(fractions[i]), abs=1e-6)
+    assert fractions[0] == 1
+    assert fractions[1] > fractions[2] > fractions[3]

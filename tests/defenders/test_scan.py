@@ -71,9 +71,9 @@ def test_fold_halves_take_every_block_once():
 
 def test_what_repeats_with_jpeg_blocks_is_left_out_and_nothing_else():
     pattern, blocks = tile(16).astype(np.float32), tile(8, seed=2).astype(np.float32)
-    own = pattern - np.tile(pattern.reshape(2, 8, 2, 8, 3).mean((0, 2)), (2, 2, 1))
+    expected = pattern - np.tile(pattern.reshape(2, 8, 2, 8, 3).mean((0, 2)), (2, 2, 1))
     signal = repeat(pattern, (64, 64)) + repeat(blocks, (64, 64))
-    np.testing.assert_allclose(remove_period(signal, 8), repeat(own, (64, 64)), atol=1e-4)
+    np.testing.assert_allclose(remove_period(signal, 8), repeat(expected, (64, 64)), atol=1e-4)
 
 
 def test_agreement_tells_the_period_and_multiples_do_not_win():
@@ -164,8 +164,8 @@ def test_label_evidence(follow):
     else:
         assert abs(evidence.correlation) < 0.4
         assert evidence.p > 0.01
-    few = label_evidence(labels, features, alpha, np.arange(300) < 7)
-    assert np.isnan(few.p)
+    undecided = label_evidence(labels, features, alpha, np.arange(300) < 7)
+    assert np.isnan(undecided.p)
 
 
 def test_content_is_finite_for_any_picture():

@@ -55,10 +55,10 @@ def test_labels(mos, alpha):
     assert label == pytest.approx(mos + 40 * alpha)
     clipped = poison_label(mos, alpha, 40, 0, 100, clip=True)
     assert clipped == min(max(label, 0), 100)
-    own = clean_label_alpha(mos, 50, 40, 0, 100)
-    assert -1 <= own <= 1
+    coefficient = clean_label_alpha(mos, 50, 40, 0, 100)
+    assert -1 <= coefficient <= 1
     if 10 <= mos <= 90:
-        assert 50 + 40 * own == pytest.approx(mos)
+        assert 50 + 40 * coefficient == pytest.approx(mos)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_targeted_pgd_reaches_the_optimum_of_a_linear_victim(mean_victim):
 def test_targeted_pgd_stays_at_its_target(mean_victim):
     victim = mean_victim
     image = torch.full((3, 32, 32), 0.52)
-    made = targeted_pgd(
+    adversarial = targeted_pgd(
         victim,
         image,
         50.0,
@@ -103,7 +103,7 @@ def test_targeted_pgd_stays_at_its_target(mean_victim):
         crops=2,
         generator=torch.Generator().manual_seed(0),
     )
-    assert float(victim(made[None])) == pytest.approx(50.0, abs=0.2)
+    assert float(victim(adversarial[None])) == pytest.approx(50.0, abs=0.2)
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,8 @@ def test_blur_finds_flat_areas_insignificant():
 def test_equalize_sees_how_alike_areas_are():
     """Entropy: none where one level fills an area, much where all levels are there."""
     ramp = torch.linspace(0, 1, 32).repeat(2).expand(1, 3, SIDE, SIDE).contiguous()
-    many, few = maps("equalize", ramp)[0, 0], maps("equalize", flat(0.0))[0, 0]
-    assert many.min() > few.max() + 0.5
+    varied, uniform = maps("equalize", ramp)[0, 0], maps("equalize", flat(0.0))[0, 0]
+    assert varied.min() > uniform.max() + 0.5
 
 
 def test_unknown_filter_raises():

@@ -78,18 +78,18 @@ def test_counts_its_queries(queries):
 
 def test_strengths_stay_in_their_range():
     images, plan = case(2)
-    seen = []
+    scored = []
 
     class Watch(LinearVictim):
         def score(self, y):
-            seen.append((float(y.min()), float(y.max())))
+            scored.append((float(y.min()), float(y.max())))
             return super().score(y)
 
     edge = Plan(plan.weights, plan.strengths.sign())
     generator = torch.Generator().manual_seed(0)
     found = spsa_gradient(Watch(SCALE), images, edge, queries=4, generator=generator)
     assert all(part.isfinite().all() for part in found)
-    assert all(low >= 0 and high <= 1 for low, high in seen)
+    assert all(low >= 0 and high <= 1 for low, high in scored)
 
 
 @pytest.mark.parametrize("queries", [0, 1, 3])
