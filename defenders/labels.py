@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from defenders.scan import to_ycbcr
+from defenders.folding import to_ycbcr
 
 CONTENT_FEATURES = ("luma", "contrast", "chroma", "sharpness", "grain", "dark", "bright", "entropy")
 

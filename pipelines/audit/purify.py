@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from defenders.scan import grid_origin, high_pass, remove_tile, residual, weighted_fold
+from defenders.folding import grid_origin, high_pass, residual, weighted_fold
+from defenders.scan import remove_tile
 from pipelines.audit.scan import Scan
 from pipelines.errors import InputError, StageError
 from pipelines.readers.rows import ImageDataset

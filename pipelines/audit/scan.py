@@ -9,21 +9,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from defenders.labels import LabelEvidence, content_features, label_evidence
-from defenders.scan import (
+from defenders.folding import (
     JPEG,
-    CommonTile,
-    RowScores,
     agreement,
-    best_periods,
-    common_tile,
-    estimate_tile,
     fold,
     grid_origin,
-    matched_filter,
     remove_period,
     residual,
     weighted_fold,
+)
+from defenders.labels import LabelEvidence, content_features, label_evidence
+from defenders.scan import (
+    CommonTile,
+    RowScores,
+    best_periods,
+    common_tile,
+    estimate_tile,
+    matched_filter,
 )
 from pipelines.errors import InputError
 from pipelines.execution.engine import map_shards

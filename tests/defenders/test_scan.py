@@ -3,21 +3,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defenders.labels import CONTENT_FEATURES, content_features, label_evidence
-from defenders.scan import (
+from defenders.folding import (
     agreement,
-    best_periods,
-    common_tile,
-    estimate_tile,
     fold,
     grid_origin,
     high_pass,
-    matched_filter,
     remove_period,
-    remove_tile,
     residual,
     weighted_fold,
 )
+from defenders.labels import CONTENT_FEATURES, content_features, label_evidence
+from defenders.scan import best_periods, common_tile, estimate_tile, matched_filter, remove_tile
 
 
 def picture(seed: int, height: int = 160, width: int = 192) -> np.ndarray:

@@ -12,12 +12,12 @@ from kornia.color import rgb_to_grayscale
 from skimage.exposure import equalize_hist
 
 from attackers.da3 import filters
+from attackers.da3.convolution import gaussian
 from attackers.da3.filters import (
     FILTERS,
     MARGIN,
     apply_filter,
     clamp_through,
-    gaussian,
     scaled_sigmoid,
 )
 
