@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from defenders.scan import exact_fold, high_pass, origin, remove_tile, residual
+from defenders.folding import grid_origin, high_pass, residual, weighted_fold
+from defenders.scan import remove_tile
 from pipelines.audit.scan import Scan
 from pipelines.errors import InputError, StageError
 from pipelines.readers.rows import ImageDataset
@@ -48,7 +49,7 @@ def purify(data: ImageDataset, result: Scan, out: Path) -> dict[str, Any]:
             image = decode_image(row.load())
             stored = image
             if verdict["flagged"]:
-                corner = origin(image.shape[:2], period, result.grid)
+                corner = grid_origin(image.shape[:2], period, result.grid)
                 stored = remove_tile(image, verdict["alpha"] * result.tile, corner)
                 before.append(_projection(image, result))
                 after.append(_projection(stored, result))
@@ -84,9 +85,9 @@ def _projection(image: np.ndarray, result: Scan) -> float:
     """Amplitude of the removed tile in a picture, up to a constant."""
     assert result.tile is not None
     period = result.tile.shape[0]
-    corner = origin(image.shape[:2], period, result.grid)
+    corner = grid_origin(image.shape[:2], period, result.grid)
     around = high_pass(np.tile(result.tile, (3, 3, 1)))
     pattern = around[period : 2 * period, period : 2 * period]
-    folded = exact_fold(*residual(image), period)
+    folded = weighted_fold(*residual(image), period)
     folded = np.roll(folded, (-corner[0], -corner[1]), (0, 1))
     return float((folded * pattern).sum() / (pattern**2).sum())

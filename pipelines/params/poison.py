@@ -52,7 +52,7 @@ class TriggerParams(Section):
     settings: dict[str, Any] = {}
     surrogate: str
     band: Literal["low", "mid", "high", "official"] = "mid"
-    origin: Literal["top-left", "centred"] = "top-left"
+    origin: Literal["top_left", "centred"] = "top_left"
     eps: float = Field(8.0, gt=0, le=255)
     lam: float = Field(1e8, ge=0)
     project: bool = True

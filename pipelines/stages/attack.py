@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from attackers.da3.adt import ADTConfig
 from attackers.da3.attacker import DA3Attacker, Examples, generate
 from attackers.da3.attacking import train_attacker
 from attackers.objectives import Objective
-from attackers.projections import psnr
+from attackers.projections import psnr, ssim
 from pipelines.execution.devices import (
     chosen_dtype,
     device,
@@ -310,9 +309,7 @@ def _records(
     job: AttackJob, keys: tuple[str, ...], clean: Tensor, examples: Examples
 ) -> list[dict[str, Any]]:
     """Fields of the records of a batch, apart from those of the stored image."""
-    similar = torch.as_tensor(ssim(examples.images, clean, data_range=1.0, reduction="none")).view(
-        -1
-    )
+    similar = ssim(examples.images, clean)
     change = (examples.images - clean).abs().flatten(1).amax(dim=1)
     noise = psnr(clean, examples.images).clamp_max(MAX_PSNR)
     return [
@@ -330,7 +327,7 @@ def _records(
             "psnr": float(noise[i]),
             "ssim": float(similar[i]),
             "linf": float(change[i]),
-            "alpha_line": float(examples.line[i]),
+            "alpha_line": float(examples.fraction[i]),
             "queries": examples.queries,
         }
         for i, key in enumerate(keys)

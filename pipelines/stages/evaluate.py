@@ -163,7 +163,7 @@ def robustness(
     top = sorted(FILTER_NAMES, key=lambda f: -shares[f])[:2]
     values = {
         "n": len(table),
-        "basr": basr(x, y, victim.scale.threshold, direction=direction, by=reference),
+        "basr": basr(x, y, victim.scale.threshold, direction=direction, mos=reference),
         "rasr": rasr(x, y, direction=direction),
         "msi": msi(x, y, direction=direction),
         "art_hours": convergence["hours"],

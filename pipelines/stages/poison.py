@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from attackers.backdoor.poisoning import clean_label_alpha, draw_alpha, poison_label, towards_score
+from attackers.backdoor.poisoning import clean_label_alpha, draw_alpha, poison_label, targeted_pgd
 from attackers.backdoor.trigger import Injector
 from attackers.projections import psnr, quantize
 from pipelines.errors import InputError
@@ -198,7 +198,7 @@ def poison_image(
         alpha = clean_label_alpha(mos, centre, delta_y, low, high)
         if settings.pgd_eps:
             assert surrogate is not None
-            moved = towards_score(
+            moved = targeted_pgd(
                 surrogate,
                 moved,
                 centre,
