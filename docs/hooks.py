@@ -1,0 +1,63 @@
+"""What `mkdocs build` makes itself: API pages, the drawing of the rooms, pages of the root folder."""
+
+import re
+import sys
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import draw_rooms
+
+ROOT = draw_rooms.ROOT
+# In the order of the navigation.
+API = ["veneer", "attackers", "victims", "defenders", "pipelines"]
+# Kept beside the code, shown in the site as well.
+ROOT_PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+ROOMS_TABLE = "<!-- rooms: the table of docs/draw_rooms.py -->"
+
+graph = draw_rooms.import_graph()
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages and the drawing; complete the navigation."""
+    files.append(File.generated(config, "rooms.svg", content=draw_rooms.rooms_svg(graph)))
+    for name, source in ROOT_PAGES.items():
+        text = (ROOT / source).read_text().replace("](docs/", "](")
+        files.append(File.generated(config, name, content=text))
+    api = []
+    for package in API:
+        for uri, text in api_pages(package).items():
+            files.append(File.generated(config, uri, content=text))
+            api.append(uri)
+    config.nav = [*(config.nav or []), {"API": api}]
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put the table of the rooms where the architecture page asks for it."""
+    return markdown.replace(ROOMS_TABLE, draw_rooms.rooms_table(graph))
+
+
+def api_pages(package: str) -> dict[str, str]:
+    """One page per room (a package with modules of its own), from the docstrings."""
+    pages = {}
+    folder = ROOT / package
+    for init in sorted(folder.rglob("__init__.py")):
+        room = ".".join(init.parent.relative_to(ROOT).parts)
+        modules = sorted(
+            f"{room}.{file.stem}" for file in init.parent.glob("*.py") if file.stem != "__init__"
+        )
+        blocks = [f"# {room}", draw_rooms.purpose(room)]
+        if _has_members(init):
+            blocks.append(f"::: {room}\n    options:\n      show_root_heading: false")
+        blocks += [f"## {module.rpartition('.')[2]}\n\n::: {module}" for module in modules]
+        pages[f"api/{room}.md"] = "\n\n".join(blocks) + "\n"
+    return pages
+
+
+def _has_members(init: Path) -> bool:
+    return bool(re.search(r"^(?:class|def|@|__all__)", init.read_text(), re.MULTILINE))
