@@ -120,11 +120,8 @@ def rooms_table(graph: grimp.ImportGraph) -> str:
     arrows = arrows_between(graph, rooms)
     lines = ["| room | what it is for | imports |", "| --- | --- | --- |"]
     for room in rooms:
-        imported = [name for name in rooms if (room, name) in arrows]
-        names = ", ".join(f"`{name.removeprefix('pipelines.')}`" for name in imported)
-        lines.append(
-            f"| `{room.removeprefix('pipelines.')}` | {purpose(room)} | {names or 'nothing of veneer'} |"
-        )
+        imported = ", ".join(_short(name) for name in rooms if (room, name) in arrows)
+        lines.append(f"| {_short(room)} | {purpose(room)} | {imported or 'nothing of veneer'} |")
     return "\n".join(lines)
 
 
@@ -133,6 +130,10 @@ def purpose(module: str) -> str:
     path = ROOT / Path(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     return (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
+
+
+def _short(room: str) -> str:
+    return f"`{room.removeprefix('pipelines.')}`"
 
 
 def _is_package(module: str) -> bool:

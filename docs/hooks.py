@@ -1,4 +1,4 @@
-"""What `mkdocs build` makes itself: API pages, the drawing of the rooms, pages of the root folder."""
+"""Pages that `mkdocs build` makes: the API, the drawing of the rooms, files of the root folder."""
 
 import re
 import sys
