@@ -141,7 +141,9 @@ def scan_command(
     as_json: JsonOption = False,
 ) -> None:
     """Is an image data set poisoned by a repeated tile, and which rows? Needs no model."""
-    from pipelines.audit.scan import ScanSettings, purify, scan, scan_text, write_scan
+    from pipelines.audit.purify import purify
+    from pipelines.audit.scan import ScanSettings, scan
+    from pipelines.audit.scan_report import scan_text, write_scan
     from pipelines.readers.rows import open_dataset
 
     settings = ScanSettings(

@@ -168,7 +168,8 @@ def near_pairs(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, 
         part = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
         order = np.argsort(part, kind="stable")
         part, ordered = part[order], hashes[order]
-        left, step = np.arange(len(order)), 1
+        left: np.ndarray = np.arange(len(order))
+        step = 1
         while True:
             left = left[left + step < len(order)]
             left = left[part[left] == part[left + step]]

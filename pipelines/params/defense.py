@@ -22,15 +22,15 @@ class DetectorParams(Section):
 
 class FinetuneParams(Section):
     """Adversarial fine-tuning, arguments of defenders.finetuning.finetune. victims: each is a DVC
-    stage. size: pixels that the fine-tuned victim sees instead of its own input size; nearer to those of
-    the pictures shows more of what an attack leaves. distillation_weight: weight of keeping the
-    scores of random views of the clean training photographs. soup: runs, of one seed after another,
-    the mean of whose weights is taken (Wortsman et al., Model soups, 2022). blend: share of these
-    weights in those that stay, the rest are those before: photographs keep more of their scores,
-    and less of an attack is seen through; the report shows both on validation along the way.
-    retrain: also
-    train a new attacker, of these modes, against the fine-tuned victim, and measure it on all clean
-    test photographs that 3AE did not train on, whatever attack.limit."""
+    stage. size: pixels that the fine-tuned victim sees instead of its own input size; nearer to
+    those of the pictures shows more of what an attack leaves. distillation_weight: weight of
+    keeping the scores of random views of the clean training photographs. soup: runs, of one seed
+    after another, the mean of whose weights is taken (Wortsman et al., Model soups, 2022). blend:
+    share of these weights in those that stay, the rest are those before: photographs keep more of
+    their scores, and less of an attack is seen through; the report shows both on validation along
+    the way. retrain: also train a new attacker, of these modes, against the fine-tuned victim, and
+    measure it on all clean test photographs that 3AE did not train on, whatever attack.limit.
+    """
 
     victims: list[str] = []
     size: int | None = Field(None, ge=32)

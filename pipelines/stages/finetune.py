@@ -22,7 +22,7 @@ from pipelines.errors import InputError
 from pipelines.execution.devices import device, epoch_reporter, hardware, torch_threads
 from pipelines.params import Params
 from pipelines.readers.pictures import squash
-from pipelines.readers.rows import Row, open_dataset
+from pipelines.readers.rows import ImageRow, open_dataset
 from pipelines.readers.threeae import Picture, read_3ae
 from pipelines.stages.attack import run_attack
 from pipelines.stages.evaluate import read_history, robustness
@@ -356,7 +356,9 @@ def _images(pictures: Sequence[Picture], size: int) -> Scored:
     return _seen(pictures, size), [p.mos for p in pictures]
 
 
-def _seen(pictures: Sequence[Picture | Row], size: int, jpeg: int | None = None) -> list[Tensor]:
+def _seen(
+    pictures: Sequence[Picture | ImageRow], size: int, jpeg: int | None = None
+) -> list[Tensor]:
     """What a model of that input size sees; jpeg: of files stored at that quality, where given."""
     seen = []
     for image in Decoded([picture.load for picture in pictures]):

@@ -48,12 +48,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# What stages write and git keeps does not make the code another one.
+_SOURCES = (":/", *(f":(top,exclude){path}" for path in ("dvc.lock", "reports", "datasets")))
+
+
 def git_revision(folder: Path | None = None) -> str | None:
     """The commit of `folder` (default: this code), `-dirty` when modified, None outside git."""
     folder = folder or Path(__file__).parent
     try:
         commit = _git(folder, "rev-parse", "--verify", "HEAD")
-        changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", *_SOURCES)
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}-dirty" if changes else commit

@@ -137,7 +137,7 @@ def settings(root: Path, **changes: Any) -> dict[str, Any]:
                 "epochs": 2,
                 "batch_size": 4,
                 "lr": 1e-3,
-                "keep": 0.1,
+                "distillation_weight": 0.1,
             },
         }
     )

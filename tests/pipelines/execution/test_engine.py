@@ -199,7 +199,7 @@ def test_no_orphans(tmp_path, sent):
     )
     script = tmp_path / "script.py"
     script.write_text(code)
-    command = [sys.executable, str(script), str(Path(__file__).parents[1]), str(tmp_path)]
+    command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path)]
     process = subprocess.Popen(
         command,
         stderr=subprocess.DEVNULL,

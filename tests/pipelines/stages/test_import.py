@@ -215,9 +215,9 @@ def test_everything_rejected_is_a_failure(tmp_path):
 
 
 SLOW_IMPORT = """
-import sys, time
+import os, sys, time
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(os.pathsep)
 import test_import
 from pipelines.stages import import_
 fast = import_.encode_png
@@ -230,7 +230,8 @@ test_import.run(Path(sys.argv[2]))
 
 
 def test_killed_and_restarted_keeps_finished_shards(tmp_path):
-    command = [sys.executable, "-c", SLOW_IMPORT, str(Path(__file__).parents[1]), str(tmp_path)]
+    places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-c", SLOW_IMPORT, places, str(tmp_path)]
     process = subprocess.Popen(command)
     try:
         while len(done := sorted(tmp_path.rglob("*.done.json"))) < 2:
