@@ -1,6 +1,6 @@
 """Pages that `mkdocs build` makes: the API, the drawing of the rooms, files of the root folder."""
 
-import re
+import ast
 import sys
 from pathlib import Path
 
@@ -18,6 +18,8 @@ API = ["veneer", "attackers", "victims", "defenders", "pipelines"]
 # Kept beside the code, shown in the site as well.
 ROOT_PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 ROOMS_TABLE = "<!-- rooms: the table of docs/draw_rooms.py -->"
+# How the page of `veneer` shows a name: with its signature.
+SHOWN = "{show_root_heading: true, show_root_toc_entry: true, heading_level: 2}"
 
 graph = draw_rooms.import_graph()
 
@@ -48,16 +50,28 @@ def api_pages(package: str) -> dict[str, str]:
     folder = ROOT / package
     for init in sorted(folder.rglob("__init__.py")):
         room = ".".join(init.parent.relative_to(ROOT).parts)
-        modules = sorted(
-            f"{room}.{file.stem}" for file in init.parent.glob("*.py") if file.stem != "__init__"
-        )
-        blocks = [f"# {room}", draw_rooms.purpose(room)]
-        if _has_members(init):
-            blocks.append(f"::: {room}\n    options:\n      show_root_heading: false")
-        blocks += [f"## {module.rpartition('.')[2]}\n\n::: {module}" for module in modules]
+        modules = sorted(file.stem for file in init.parent.glob("*.py") if file != init)
+        blocks = [f"# {room}", f"::: {room}" if defines(init) else draw_rooms.purpose(room)]
+        blocks += [f"## {name}\n\n::: {room}.{name}" for name in modules]
+        blocks += [f"::: {place}\n    options: {SHOWN}" for place in exported(init) if not modules]
         pages[f"api/{room}.md"] = "\n\n".join(blocks) + "\n"
     return pages
 
 
-def _has_members(init: Path) -> bool:
-    return bool(re.search(r"^(?:class|def|@|__all__)", init.read_text(), re.MULTILINE))
+def defines(init: Path) -> bool:
+    """Whether a package's own file holds public functions or classes."""
+    return any(
+        isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+        for node in ast.parse(init.read_text()).body
+    )
+
+
+def exported(init: Path) -> list[str]:
+    """Dotted names of what a package re-exports, functions before classes."""
+    places = [
+        (alias.name, f"{node.module}.{alias.name}")
+        for node in ast.walk(ast.parse(init.read_text()))
+        if isinstance(node, ast.ImportFrom) and (ROOT / node.module.split(".")[0]).is_dir()
+        for alias in node.names
+    ]
+    return [place for _, place in sorted(places, key=lambda pair: (pair[0][0].isupper(), pair))]
