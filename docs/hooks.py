@@ -19,7 +19,10 @@ API = ["veneer", "attackers", "victims", "defenders", "pipelines"]
 ROOT_PAGES = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 ROOMS_TABLE = "<!-- rooms: the table of docs/draw_rooms.py -->"
 # How the page of `veneer` shows a name: with its signature.
-SHOWN = "{show_root_heading: true, show_root_toc_entry: true, heading_level: 2}"
+SHOWN = (
+    "{show_root_heading: true, show_root_toc_entry: true, heading_level: 2, "
+    "show_root_full_path: false}"
+)
 
 graph = draw_rooms.import_graph()
 
