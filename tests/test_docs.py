@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import veneer
 from pipelines.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -94,3 +95,11 @@ def test_drawing_has_every_room_and_points_downwards():
     for room in row_of:
         assert f">{room.removeprefix('pipelines.')}</text>" in svg
         assert f"\n| `{room.removeprefix('pipelines.')}` | " in table
+
+
+def test_python_of_the_pages_uses_names_that_exist():
+    for page in PAGES:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            compile(block, page.name, "exec")
+            names = set(re.findall(r"veneer\.(\w+)", block))
+            assert names <= set(veneer.__all__), page.name
