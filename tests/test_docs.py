@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,6 @@ def test_drawing_has_every_room_and_points_downwards():
 def test_python_of_the_pages_uses_names_that_exist():
     for page in PAGES:
         for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-            compile(block, page.name, "exec")
+            compile(textwrap.dedent(block), page.name, "exec")
             names = set(re.findall(r"veneer\.(\w+)", block))
             assert names <= set(veneer.__all__), page.name
