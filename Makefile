@@ -49,7 +49,7 @@ check: install  ## lint, format, types, imports, the site
 	$(MAKE) docs
 
 docs: install  ## the site, strict: build/site
-	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 bench: install  ## each claim of speed, both sides in one run
 	for script in filters adt generation shards perturb trigger curation annotation detector engine; do \

@@ -56,7 +56,9 @@ def api_pages(package: str) -> dict[str, str]:
         modules = sorted(file.stem for file in init.parent.glob("*.py") if file != init)
         blocks = [f"# {room}", f"::: {room}" if defines(init) else draw_rooms.purpose(room)]
         blocks += [f"## {name}\n\n::: {room}.{name}" for name in modules]
-        blocks += [f"::: {place}\n    options: {SHOWN}" for place in exported(init) if not modules]
+        blocks += [
+            f"::: {room}.{name}\n    options: {SHOWN}" for name in exported(init) if not modules
+        ]
         pages[f"api/{room}.md"] = "\n\n".join(blocks) + "\n"
     return pages
 
@@ -70,11 +72,11 @@ def defines(init: Path) -> bool:
 
 
 def exported(init: Path) -> list[str]:
-    """Dotted names of what a package re-exports, functions before classes."""
-    places = [
-        (alias.name, f"{node.module}.{alias.name}")
+    """Names that a package imports for its users, functions before classes."""
+    names = [
+        alias.name
         for node in ast.walk(ast.parse(init.read_text()))
         if isinstance(node, ast.ImportFrom) and (ROOT / node.module.split(".")[0]).is_dir()
         for alias in node.names
     ]
-    return [place for _, place in sorted(places, key=lambda pair: (pair[0][0].isupper(), pair))]
+    return sorted(names, key=lambda name: (name[0].isupper(), name))
