@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test labelstudio-server test-labelstudio check docs bench bench-baiqa livec livec-3ae clean
+.PHONY: help install demo test examples labelstudio-server test-labelstudio check docs bench bench-baiqa livec livec-3ae clean
 
 help:  ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -26,6 +26,10 @@ demo: install  ## from photographs to adversarial data sets with measured robust
 
 test: install  ## all tests that need nothing but this machine
 	pytest -m "not labelstudio"
+
+examples: install  ## the scripts of examples/, a minute each at most
+	for script in $(filter-out examples/common.py,$(wildcard examples/*.py)); do \
+		echo; echo "## $$script"; PYTHONPATH=. python $$script || exit 1; done
 
 # A virtual environment of its own: 150 packages, several of them pinned below ours.
 LABELSTUDIO := .cache/label-studio-venv
