@@ -78,6 +78,33 @@ def doctor_command(root: RootOption = ROOT, as_json: JsonOption = False) -> None
         raise typer.Exit(1)
 
 
+@app.command("code-deps", rich_help_panel=TOOLS)
+def code_deps_command(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 where dvc.yaml is out of date.")
+    ] = False,
+    root: RootOption = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the code dependencies of every stage into dvc.yaml, from what the stages import.
+
+    Run it after a change of imports. Left out are modules that no result depends on: where shards
+    are made (execution), parameters (compared by value), tables of names, and what writes text
+    for people (cards, reports, publishing).
+    """
+    from pipelines.orchestration.code_deps import update_code_dependencies
+
+    stale = update_code_dependencies(root, check=check)
+    state = "up to date" if not stale else "out of date: run `veneer code-deps`"
+    say(
+        {"out_of_date": stale, "written": stale and not check},
+        f"dvc.yaml {'written' if stale and not check else f'is {state}'}",
+        as_json,
+    )
+    if stale and check:
+        raise typer.Exit(1)
+
+
 @app.command("plan", rich_help_panel=TOOLS)
 def plan_command(
     images: Annotated[int, typer.Option(min=1, help="Photographs.")] = 250_000,

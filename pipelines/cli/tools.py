@@ -26,7 +26,7 @@ def zoo_command(
 ) -> None:
     """List the kinds of victims that can be built, and the victims of the parameters."""
     p, layout = setup(params, root)
-    from victims.registry import VICTIMS
+    from victims.kinds import VICTIMS
 
     rows = {
         name: {**v.model, "trained": (layout.victim(name) / "config.json").exists()}

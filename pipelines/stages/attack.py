@@ -103,7 +103,8 @@ def run_attack(
     jobs = []
     for split in [report_split(settings.protocol)] if settings.photographs == "report" else SPLITS:
         index = ShardIndex(layout.clean, [split])
-        chosen = sorted(index.records)[: settings.limit]  # keys are hashes: a random part
+        # Keys are hashes: a random part.
+        chosen = params.attack_photographs(split, index.records)[: settings.limit]
         jobs += [
             AttackJob(
                 work=work,
@@ -171,6 +172,9 @@ def _train(
         adt=params.adt.model_dump(),
         training=settings.model_dump(include=recipe),
         protocol=settings.protocol,
+        excluded=params.perturb.model_dump(include={"limit", "held_out"})
+        if settings.exclude_pretraining
+        else None,
         pretrained=file_sha256(layout.pretrained / WEIGHTS) if settings.pretrained else None,
         seed=params.seed,
         threads=params.engine.threads,
@@ -221,9 +225,13 @@ def _training_images(params: Params, layout: Layout, size: int) -> tuple[Tensor,
     splits = [s for s in SPLITS if s != report_split(params.attack.protocol)]
     pictures = Pictures(layout.clean, splits, size)
     records = pictures.index.records
-    count = min(params.attack.held_out, len(pictures) // 2)
+    usable: set[str] = set()
+    for split in splits:
+        keys = [key for key in pictures.keys if records[key]["split"] == split]
+        usable |= set(params.attack_photographs(split, keys))
+    count = min(params.attack.held_out, len(usable) // 2)
     order = sorted(
-        range(len(pictures)),
+        (i for i in range(len(pictures)) if pictures.keys[i] in usable),
         key=lambda i: (
             records[pictures.keys[i]]["split"] == "train",
             sample_seed(params.seed, "held-out", pictures.keys[i]),

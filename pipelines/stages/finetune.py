@@ -27,7 +27,7 @@ from pipelines.readers.threeae import Picture, read_3ae
 from pipelines.stages.attack import run_attack
 from pipelines.stages.evaluate import read_history, robustness
 from pipelines.storage.checkpoints import HISTORY, TrainingFolder
-from pipelines.storage.code import code_version
+from pipelines.storage.code import code_of, code_version
 from pipelines.storage.images import decode_image, planes
 from pipelines.storage.layout import Layout, trained_victim
 from pipelines.storage.manifest import fingerprint, read_manifest
@@ -115,7 +115,7 @@ def run_finetune(
         report = _harden(
             victim, victim.scale, clean, originals, examples, size, params, name, work, original
         )
-        save_victim(victim, layout.finetuned(name))
+        save_victim(victim, layout.finetuned(name), code=code_of(victim))
         report["new_attacker"] = {}
         for mode in settings.retrain:
             report["new_attacker"][mode] = _attack_again(params, layout, name, mode, unseen)
@@ -236,7 +236,7 @@ def _train(
         "size": (getattr(original, "input_size", size), size),
         "model": state_sha256(model),
         "data": [_digest(part) for part in data if part],
-        "code": code_version(__name__),
+        "code": [code_version(__name__), code_of(model)],
     }
     history: list[dict[str, float]] = []
     mean = came

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipelines.errors import InputError
 from pipelines.execution.engine import map_shards
-from pipelines.sources import SOURCES
 from pipelines.sources.base import SourceItem, SourceListing, resolve_splits
+from pipelines.sources.registry import importer, source_module
 from pipelines.storage.cards import Card
 from pipelines.storage.code import code_version
 from pipelines.storage.images import RejectedImage, decode_image, encode_png, shrink
@@ -68,7 +68,7 @@ def run_import(
     _check(source, options, shard_size=shard_size, min_side=min_side, max_side=max_side)
     check_out(out)
     try:
-        listing = SOURCES[source](seed, **options)
+        listing = importer(source)(seed, **options)
     except TypeError as error:  # a value of another type than the source expects
         raise InputError(f"options of source {source} must fit it, got {error}") from None
     if not listing.items:
@@ -112,9 +112,7 @@ def run_import(
 def _check(
     source: str, options: dict[str, Any], *, shard_size: int, min_side: int, max_side: int | None
 ) -> None:
-    if source not in SOURCES:
-        raise InputError(f"source must be one of {', '.join(SOURCES)}, got {source!r}")
-    known = inspect.signature(SOURCES[source]).parameters
+    known = inspect.signature(importer(source)).parameters
     allowed = [name for name in known if name != "seed"]
     for name in options:
         if name not in allowed:
@@ -141,7 +139,7 @@ def _fingerprint(listing: SourceListing, chosen: list[str], parameters: dict[str
         parameters=parameters,
         scale=listing.scale.model_dump(),
         items=items,
-        code=code_version(__name__),
+        code=code_version(__name__, source_module(parameters["source"])),
         pillow=version("pillow"),  # its encoder makes the bytes
     )
 

@@ -101,9 +101,7 @@ def _jobs(work: WorkFolder, clean: Path, params: Params) -> list[PerturbJob]:
     jobs = []
     for split in SPLITS:
         index = ShardIndex(clean, [split])
-        keys = sorted(index.records)[: params.perturb.limit]
-        if split != "train":
-            keys = keys[: params.perturb.held_out]
+        keys = params.perturb.photographs(split, index.records)
         for i, some in enumerate(batches_of(keys, params.perturb.shard_size)):
             jobs.append(
                 PerturbJob(

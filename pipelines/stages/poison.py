@@ -20,7 +20,6 @@ from pipelines.execution.memory import release_memory
 from pipelines.params import Params, Poison
 from pipelines.readers.pictures import batches_of
 from pipelines.readers.poisoned import open_trigger, poisoned_keys, training_keys
-from pipelines.stages.search_trigger import surrogate_folder
 from pipelines.storage.cards import Card
 from pipelines.storage.code import code_version
 from pipelines.storage.images import decode_png, encode_png, to_tensor, to_uint8
@@ -94,7 +93,7 @@ def run_poison(
         "seed": params.seed,
     }
     inputs = {"clean": clean.content_sha256, "trigger": digest}
-    surrogate = surrogate_folder(layout) if scheme == "c" else None
+    surrogate = layout.surrogate if scheme == "c" else None
     if surrogate:
         inputs["surrogate"] = victim_sha256(surrogate)
     code = code_version(__name__)

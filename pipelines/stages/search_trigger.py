@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +22,11 @@ from pipelines.readers.poisoned import (
 )
 from pipelines.stages.quality import ROWS, trained_quality
 from pipelines.storage.checkpoints import TrainingFolder
-from pipelines.storage.code import code_version
+from pipelines.storage.code import code_of, code_version
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import Manifest, fingerprint, read_manifest, sample_generator
 from pipelines.storage.shards import atomic_file
+from victims.kinds import victim_module
 from victims.quality import QualityModel
 from victims.registry import save_victim, state_sha256, victim_sha256
 
@@ -53,11 +53,11 @@ def run_search_trigger(params: Params, layout: Layout) -> dict[str, Any]:
     about = {"seed": params.seed, "search": settings.model_dump(), "poisoned": len(keys)}
     data = trigger_bytes(trigger, about)
     folder = layout.trigger
-    save_victim(surrogate.cpu(), folder / SURROGATE)
+    save_victim(surrogate.cpu(), layout.surrogate, code=code_of(surrogate))
     report = {
         "kind": settings.kind,
         "trigger_sha256": trigger_sha256(data),
-        "surrogate_sha256": victim_sha256(folder / SURROGATE),
+        "surrogate_sha256": victim_sha256(layout.surrogate),
         "images": len(keys),
         "surrogate": {k: v for k, v in trained[-1].items() if k in ("epoch", "loss")},
         **effect,
@@ -88,7 +88,7 @@ def _surrogate(
         seed=params.seed,
         threads=params.engine.threads,
         clean=clean.content_sha256,
-        code=code_version(__name__),
+        code=code_version(__name__, victim_module(settings.model.get("kind"))),
     )
     work = TrainingFolder(layout.work, STAGE, SURROGATE, mark)
     model, history = trained_quality(
@@ -115,7 +115,7 @@ def _trigger(
         clean=clean.content_sha256,
         seed=params.seed,
         threads=params.engine.threads,
-        code=code_version(__name__),
+        code=[code_version(__name__), code_of(surrogate)],
     )
     work = TrainingFolder(layout.work, STAGE, "trigger", mark)
     rows = work.path / ROWS
@@ -173,8 +173,3 @@ def _table(rows: list[dict[str, float]]) -> bytes:
     table.writeheader()
     table.writerows(rows)
     return text.getvalue().encode()
-
-
-def surrogate_folder(layout: Layout) -> Path:
-    """Where the surrogate of the published trigger lies."""
-    return layout.trigger / SURROGATE

@@ -11,12 +11,13 @@ from pipelines.execution.devices import device, epoch_reporter, hardware, torch_
 from pipelines.params import Params
 from pipelines.readers.pictures import Pictures
 from pipelines.storage.checkpoints import TrainingFolder
-from pipelines.storage.code import code_version
+from pipelines.storage.code import code_of, code_version
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import fingerprint, read_manifest
 from pipelines.storage.records import SPLITS
 from pipelines.storage.shards import atomic_file
 from victims.base import score_images
+from victims.kinds import victim_module
 from victims.metrics import agreement
 from victims.nima import Nima
 from victims.registry import build_victim, save_victim, victim_sha256
@@ -38,7 +39,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
         seed=params.seed,
         threads=params.engine.threads,
         clean=manifest.content_sha256,
-        code=code_version(__name__),
+        code=code_version(__name__, victim_module(settings.model.get("kind"))),
     )
     with torch_threads(params.engine.threads):
         victim = build_victim({"scale": scale, "name": name, **settings.model}, seed=params.seed)
@@ -71,7 +72,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
             for split, p in pictures.items()
             if split != "train"
         }
-    save_victim(victim, layout.victim(name))
+    save_victim(victim, layout.victim(name), code=code_of(victim))
     report = {
         "victim": name,
         "model": settings.model,

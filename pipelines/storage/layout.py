@@ -71,6 +71,11 @@ class Layout:
         """The trigger, and the surrogate it was searched on."""
         return self.root / "models" / "trigger"
 
+    @property
+    def surrogate(self) -> Path:
+        """The surrogate of the published trigger."""
+        return self.trigger / "surrogate"
+
     def poisoned(self, scheme: str) -> Path:
         """A poisoned training set with clean validation and test splits."""
         return self.root / "datasets" / f"poisoned-{scheme}"
