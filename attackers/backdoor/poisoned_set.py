@@ -134,6 +134,11 @@ def poison(
     scores = np.asarray(labels, np.float64)
     if scores.shape != (len(read),):
         raise ValueError(f"labels must be {len(read)}, one per image, got shape {scores.shape}")
+    off = ~((scores >= low) & (scores <= high))  # so that NaN is off too
+    if off.any():
+        raise ValueError(
+            f"labels must be on the scale of {low:g} to {high:g}, got {scores[off][0]:g}"
+        )
     if scheme not in ("p", "c"):
         raise ValueError(f"scheme must be p or c, got {scheme!r}")
     if scheme == "p" and surrogate is not None:

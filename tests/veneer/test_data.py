@@ -65,10 +65,11 @@ def test_a_trigger_is_searched_on_a_surrogate(pixels, victim):
 
 def test_scan_finds_the_trigger_in_memory_and_in_a_folder(tmp_path):
     rng = np.random.default_rng(0)
-    coarse = rng.integers(40, 200, (40, 8, 8, 3), np.uint8)
-    clean = [
-        np.array(Image.fromarray(c).resize((96, 96), Image.Resampling.BICUBIC)) for c in coarse
-    ]
+    clean = []
+    for _ in range(40):  # grids of many sizes, so that enlarging leaves no common period
+        coarse = rng.integers(40, 200, (*rng.integers(5, 30, 2), 3), np.uint8)
+        large = Image.fromarray(coarse).resize((96, 96), Image.Resampling.BICUBIC)
+        clean.append(np.asarray(large))
     labels = rng.uniform(3, 7, 40)
     quiet = veneer.scan(clean)
     assert quiet.report["verdict"] == "no alarm"
@@ -133,7 +134,10 @@ def test_harden_teaches_a_copy_the_scores_of_the_photographs(pixels):
         (lambda p: veneer.make_trigger("uap"), "surrogate and images must be given for uap"),
         (lambda p: veneer.make_trigger("wanet", images=p), "must be for uap only"),
         (lambda p: _poison(p, labels=[1.0]), "labels must be 4, one per image"),
-        (lambda p: _poison(p, labels=[1, 2, 3, 11]), "mos must be on its scale of 0 to 10"),
+        (
+            lambda p: _poison(p, labels=[1, 2, 3, 11]),
+            "labels must be on the scale of 0 to 10, got 11",
+        ),
         (lambda p: _poison(p, scheme="b"), "scheme must be p or c, got 'b'"),
         (lambda p: _poison(p, ratio=0), r"ratio must be in \(0, 1\]"),
         (lambda p: _poison(p, surrogate=1), "surrogate must be given for scheme c only"),

@@ -51,9 +51,15 @@ def test_each_call_leaves_the_module_in_its_mode():
 def test_frozen_gives_back_what_it_took_when_the_body_fails():
     module = Mean()
     module.gain.requires_grad_(False)
-    with pytest.raises(RuntimeError, match="stop"), frozen(module):
-        assert not any(p.requires_grad for p in module.parameters())
-        raise RuntimeError("stop")
+
+    def body():
+        with frozen(module):
+            assert not module.training
+            assert not any(p.requires_grad for p in module.parameters())
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        body()
     assert module.training
     assert [p.requires_grad for p in module.parameters()] == [False, True, True]
 
