@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from pipelines.audit.scan import Scan, ScanSettings
 from pipelines.audit.scan import scan as scan_rows
 from pipelines.errors import InputError
-from pipelines.readers.rows import DataSet, Row, open_dataset
+from pipelines.readers.rows import ImageDataset, ImageRow, open_dataset
 from pipelines.storage.images import encode_png
 from victims.adapters.images import Images, read_images
 
@@ -61,7 +61,7 @@ def scan(
             raise InputError(f"labels must be {len(read)}, got shape {values.shape}")
         scores = values.tolist()
     rows = [
-        Row(f"{i:06d}", None, score, partial(encode_png, image.permute(1, 2, 0).numpy()))
+        ImageRow(f"{i:06d}", None, score, partial(encode_png, image.permute(1, 2, 0).numpy()))
         for i, (image, score) in enumerate(zip(read.tensors, scores, strict=True))
     ]
-    return scan_rows(DataSet(Path("memory"), "memory", rows), chosen, progress=progress)
+    return scan_rows(ImageDataset(Path("memory"), "memory", rows), chosen, progress=progress)
