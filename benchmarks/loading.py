@@ -44,6 +44,7 @@ class ByKey(Dataset[Tensor]):
         return self.pictures[index]
 
     def batches(self, epoch: int, workers: int = 0) -> Iterator[Tensor]:
+        """Give each picture once."""
         generator = torch.Generator().manual_seed(epoch)
         yield from DataLoader(self, BATCH, shuffle=True, generator=generator, num_workers=workers)
 
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="loader processes")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     table = Table(title=f"{arguments.images} pictures, {arguments.workers} loader workers")
     for column in ("epoch", "by key", "stream", "by key / stream"):
         table.add_column(column, justify="right")
