@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save
 from defenders.detector import Detector
 from pipelines.errors import InputError, StageError
 from pipelines.readers.rows import ImageRow, open_dataset
+from pipelines.storage.files import atomic_file, write_bytes, write_json
 from pipelines.storage.images import RejectedImage, decode_image, to_tensor
-from pipelines.storage.shards import atomic_file
 from victims.base import stored_state
 
 WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "detector.onnx"
@@ -38,13 +38,8 @@ def save_detector(detector: Detector, folder: Path, about: dict[str, Any]) -> No
     """
     config = {"kind": "ae-detector", "width": detector.width, **about}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in (
-            (WEIGHTS, save(stored_state(detector))),
-            (CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()),
-        ):
-            with atomic_file(folder / name) as file:
-                file.write(data)
+        write_bytes(folder / WEIGHTS, save(stored_state(detector)))
+        write_json(folder / CONFIG, config, sort_keys=True)
     except OSError as error:
         raise StageError(f"model folder {folder} cannot be written ({error.strerror})") from error
 

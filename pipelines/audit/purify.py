@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from defenders.scan import exact_fold, high_pass, origin, remove_tile, residual
+from defenders.folding import grid_origin, high_pass, residual, weighted_fold
+from defenders.scan import remove_tile
 from pipelines.audit.scan import Scan
 from pipelines.errors import InputError, StageError
 from pipelines.readers.rows import ImageDataset
+from pipelines.storage.files import write_bytes, write_csv
 from pipelines.storage.images import decode_image, encode_png
-from pipelines.storage.shards import atomic_file
 
 
 def purify(data: ImageDataset, result: Scan, out: Path) -> dict[str, Any]:
@@ -49,13 +49,12 @@ def purify(data: ImageDataset, result: Scan, out: Path) -> dict[str, Any]:
             image = decode_image(row.load())
             stored = image
             if verdict["flagged"]:
-                corner = origin(image.shape[:2], period, result.grid)
+                corner = grid_origin(image.shape[:2], period, result.grid)
                 stored = remove_tile(image, verdict["alpha"] * result.tile, corner)
                 before.append(_projection(image, result))
                 after.append(_projection(stored, result))
             name = f"images/{number:06d}.png"
-            with atomic_file(out / name) as file:
-                file.write(encode_png(stored))
+            write_bytes(out / name, encode_png(stored))
             repaired = row.score
             if verdict["flagged"] and slope is not None and row.score is not None:
                 repaired = row.score - slope * verdict["alpha"]
@@ -70,8 +69,7 @@ def purify(data: ImageDataset, result: Scan, out: Path) -> dict[str, Any]:
                     "flagged": verdict["flagged"],
                 }
             )
-        with atomic_file(out / "scores.csv") as file:
-            file.write(pd.DataFrame(repaired_rows).to_csv(index=False).encode())
+        write_csv(out / "scores.csv", repaired_rows)
     except OSError as error:
         raise StageError(f"{out} cannot be written ({error.strerror})") from error
     power = sum(a * a for a in before)
@@ -87,9 +85,9 @@ def _projection(image: np.ndarray, result: Scan) -> float:
     """Amplitude of the removed tile in a picture, up to a constant."""
     assert result.tile is not None
     period = result.tile.shape[0]
-    corner = origin(image.shape[:2], period, result.grid)
+    corner = grid_origin(image.shape[:2], period, result.grid)
     around = high_pass(np.tile(result.tile, (3, 3, 1)))
     pattern = around[period : 2 * period, period : 2 * period]
-    folded = exact_fold(*residual(image), period)
+    folded = weighted_fold(*residual(image), period)
     folded = np.roll(folded, (-corner[0], -corner[1]), (0, 1))
     return float((folded * pattern).sum() / (pattern**2).sum())

@@ -9,21 +9,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from defenders.labels import LabelEvidence, content, label_evidence
-from defenders.scan import (
+from defenders.folding import (
     JPEG,
+    agreement,
+    fold,
+    grid_origin,
+    remove_period,
+    residual,
+    weighted_fold,
+)
+from defenders.labels import LabelEvidence, content_features, label_evidence
+from defenders.scan import (
     CommonTile,
     RowScores,
-    agreement,
     best_periods,
     common_tile,
-    exact_fold,
-    fold,
-    match,
-    origin,
-    residual,
-    tile_of,
-    without_period,
+    estimate_tile,
+    matched_filter,
 )
 from pipelines.errors import InputError
 from pipelines.execution.engine import map_shards
@@ -130,7 +132,7 @@ def _row_features(row: ImageRow, job: ScanJob) -> RowFeatures:
     except RejectedImage as error:
         return RowFeatures(reason=error.reason)
     whole, weight = residual(image)
-    quiet = without_period(whole, JPEG) if job.jpeg else whole
+    quiet = remove_period(whole, JPEG) if job.jpeg else whole
     shape = image.shape[:2]
     periods = [p for p in job.periods if 2 * p <= min(shape)]
     if job.only_agreement:
@@ -139,9 +141,9 @@ def _row_features(row: ImageRow, job: ScanJob) -> RowFeatures:
             shape=shape, agreements=tuple(agreements.get(p, 0.0) for p in job.periods)
         )
     folds = {
-        p: np.concatenate([fold(quiet, p), exact_fold(whole, weight, p)[None]]) for p in periods
+        p: np.concatenate([fold(quiet, p), weighted_fold(whole, weight, p)[None]]) for p in periods
     }
-    return RowFeatures(shape=shape, folds=folds, features=content(image))
+    return RowFeatures(shape=shape, folds=folds, features=content_features(image))
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,7 @@ def _aligned(features: Sequence[RowFeatures], period: int, grid: str) -> np.ndar
     rolled = []
     for row_features in features:
         assert row_features.folds is not None
-        top, left = origin(row_features.shape, period, grid)
+        top, left = grid_origin(row_features.shape, period, grid)
         rolled.append(np.roll(row_features.folds[period], (-top, -left), (1, 2)))
     return np.stack(rolled)
 
@@ -269,7 +271,7 @@ def _test(
         sample = [features[i] for i in sampled if period in (features[i].folds or {})]
         if len(sample) < MIN_ROWS:
             continue
-        alike = len({origin(v.shape, period, "centred") for v in sample}) == 1
+        alike = len({grid_origin(v.shape, period, "centred") for v in sample}) == 1
         cases += [(period, grid, sample) for grid in (GRIDS[:1] if alike else GRIDS)]
     rows, best = [], None
     draws = max(199, math.ceil(2 * len(cases) / settings.false_alarms))
@@ -306,20 +308,20 @@ def _explain(
     """Rows, tile and labels after an alarm."""
     usable = [i for i, v in enumerate(features) if best.period in (v.folds or {})]
     folds = _aligned([features[i] for i in usable], best.period, best.grid)
-    rows = match(folds[:, :2], best.test.direction, false_alarms=settings.row_false_alarms)
+    rows = matched_filter(folds[:, :2], best.test.direction, false_alarms=settings.row_false_alarms)
     # A second look with the flagged rows alone: their own tile, free of the others' noise.
     flagged = rows.flagged
     if flagged.sum() >= 2:
         mean = np.tensordot(rows.amplitude[flagged], folds[flagged][:, :2].mean(axis=1), 1)
         direction = (mean / np.linalg.norm(mean)).astype(np.float32)
-        rows = match(folds[:, :2], direction, false_alarms=settings.row_false_alarms)
+        rows = matched_filter(folds[:, :2], direction, false_alarms=settings.row_false_alarms)
         flagged = rows.flagged
     unit = float(np.quantile(np.abs(rows.amplitude[flagged]), 0.95)) if flagged.any() else 1.0
     alpha = rows.amplitude / unit
     evidence = _labels(data, features, usable, alpha, flagged)
     if evidence and evidence.correlation < 0:  # the sign of a tile is a matter of taste
         alpha, evidence = -alpha, _mirrored(evidence)
-    tile = tile_of(folds[:, 2], np.where(flagged, alpha, 0.0)) if flagged.any() else None
+    tile = estimate_tile(folds[:, 2], np.where(flagged, alpha, 0.0)) if flagged.any() else None
     report |= {
         "period": best.period,
         "grid": best.grid,

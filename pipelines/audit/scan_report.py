@@ -1,6 +1,5 @@
 """The result of a scan as files and as text."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,8 @@ from PIL import Image
 
 from pipelines.audit.scan import Scan
 from pipelines.errors import StageError
+from pipelines.storage.files import atomic_file, write_bytes, write_json
 from pipelines.storage.images import encode_png
-from pipelines.storage.shards import atomic_file
 
 
 def write_scan(result: Scan, out: Path) -> None:
@@ -29,10 +28,8 @@ def write_scan(result: Scan, out: Path) -> None:
             result.table.to_parquet(file, index=False)
         (out / "tile.png").unlink(missing_ok=True)
         if result.tile is not None:
-            with atomic_file(out / "tile.png") as file:
-                file.write(encode_png(tile_picture(result.tile)))
-        with atomic_file(out / "scan.json") as file:
-            file.write((json.dumps(result.report, indent=2) + "\n").encode())
+            write_bytes(out / "tile.png", encode_png(tile_picture(result.tile)))
+        write_json(out / "scan.json", result.report)
     except OSError as error:
         raise StageError(f"{out} cannot be written ({error.strerror})") from error
 

@@ -25,7 +25,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from pipelines.errors import InputError, StageError
 from pipelines.publishing.checks import Publishable
 from pipelines.publishing.croissant import model_card, published_card, responsible_ai
-from pipelines.storage.shards import atomic_file
+from pipelines.storage.files import json_text, write_json
 
 LAST = ("manifest.json", "README.md")  # a repository with a manifest is whole
 COMMIT_FILES, COMMIT_BYTES = 50, 2 * 2**30  # of one commit, at most
@@ -294,7 +294,7 @@ def _contents(publishable: Publishable) -> Iterator[Content]:
     if publishable.kind == "dataset":
         card = (folder / "README.md").read_text(encoding="utf-8")
         made["README.md"] = published_card(publishable, card, version("veneer"))
-        made["croissant_rai.json"] = json.dumps(responsible_ai(publishable, card), indent=2) + "\n"
+        made["croissant_rai.json"] = json_text(responsible_ai(publishable, card))
     elif "README.md" not in publishable.files:
         config = json.loads((folder / "config.json").read_text())
         made["README.md"] = model_card(publishable, config)
@@ -355,5 +355,4 @@ def record_publication(
         "version": publishable.version,
         "date": datetime.date.today().isoformat(),
     }
-    with atomic_file(ledger) as file:
-        file.write((json.dumps(dict(sorted(entries.items())), indent=2) + "\n").encode())
+    write_json(ledger, dict(sorted(entries.items())))

@@ -11,8 +11,9 @@ from attackers.backdoor.trigger import Trigger
 from attackers.projections import psnr, quantize
 from pipelines.errors import InputError
 from pipelines.readers.poisoned import open_trigger
+from pipelines.storage.files import write_bytes
 from pipelines.storage.images import RejectedImage, decode_image, decode_png, to_tensor
-from pipelines.storage.shards import ShardIndex, atomic_file
+from pipelines.storage.shards import ShardIndex
 
 ALPHAS = (-1.0, -0.5, 0.25, 0.5, 1.0)
 
@@ -77,9 +78,7 @@ def _draw(
     data = io.BytesIO()
     # Without the version of matplotlib in the file: the same trigger, the same bytes.
     figure.savefig(data, format="png", dpi=80, metadata={"Software": None})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(out) as file:
-        file.write(data.getvalue())
+    write_bytes(out, data.getvalue())
 
 
 def _picture(clean: Path, image: Path | None) -> Tensor:
