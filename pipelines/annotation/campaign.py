@@ -10,12 +10,13 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from pipelines.annotation.votes import HIGH, LOW, STEP, VERDICTS
+from pipelines.annotation.votes import HIGH, LOW, STEP
 from pipelines.errors import InputError
 from pipelines.sources.distortions import DISTORTIONS
+from pipelines.storage.files import write_bytes
 from pipelines.storage.images import decode_png, encode_png
 from pipelines.storage.manifest import sample_seed
-from pipelines.storage.shards import atomic_file
+from pipelines.storage.records import VERDICTS
 
 BATCH_TASKS, BATCH_BYTES = 50, 8 * 2**20  # of one import request
 
@@ -97,7 +98,7 @@ def label_config(artefacts: Sequence[str]) -> str:
     )
 
 
-def names_in(config: str) -> dict[str, set[str]]:
+def controls_in(config: str) -> dict[str, set[str]]:
     """Names that a vote may use, with their choices. Artefacts are those of the page."""
     found = ET.fromstring(config).iterfind(".//Choices[@name='artefacts']/Choice")
     return {
@@ -172,9 +173,7 @@ class LocalFiles:
         """What the task holds for an image, which is written where it is not yet there."""
         path = self.root / self.folder / f"{name}.png"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as file:
-                file.write(data)
+            write_bytes(path, data)
         return f"/data/local-files/?d={self.folder}/{name}.png"
 
 
@@ -211,7 +210,7 @@ def export_images(tasks: Iterable[Task], image: Image, out: Path) -> int:
     return len(names)
 
 
-def renewed(task: Task, data: Mapping[str, Any], links: Links) -> dict[str, Any]:
+def with_current_urls(task: Task, data: Mapping[str, Any], links: Links) -> dict[str, Any]:
     """`data` of a task that was pushed before, with the addresses of today where there are any."""
     names = _picture_names(task)
     roles = {"left": task.left, "right": _other(task.left)}

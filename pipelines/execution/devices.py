@@ -20,14 +20,14 @@ def has_bfloat16() -> bool:
 
 
 def chosen_dtype(wanted: str) -> str:
-    """`engine.dtype` with auto resolved for this machine."""
+    """`engine.dtype` with `auto` resolved for this machine: bfloat16 or float32."""
     if wanted != "auto":
         return wanted
     return "bfloat16" if has_bfloat16() else "float32"
 
 
 def precision(dtype: str) -> torch.dtype | None:
-    """What ADT.precision takes for a resolved `engine.dtype`."""
+    """The value of ADT.precision for a resolved `engine.dtype`."""
     return torch.bfloat16 if dtype == "bfloat16" else None
 
 
@@ -43,7 +43,7 @@ def hardware() -> str:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Run with a fixed number of threads: the order of sums, and so the result, is fixed."""
+    """Run with a fixed number of torch threads: it fixes the order of sums, and so the result."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

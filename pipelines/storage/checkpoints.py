@@ -10,7 +10,7 @@ import torch
 
 from pipelines.errors import InputError, StageError
 from pipelines.execution.progress import epoch_reporter
-from pipelines.storage.shards import atomic_file, sweep
+from pipelines.storage.files import atomic_file, sweep
 from victims.loop import Hooks
 
 WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.json", "history.csv"
