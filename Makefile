@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help install demo test labelstudio-server test-labelstudio check bench bench-baiqa livec livec-3ae clean
+.PHONY: help install demo test examples labelstudio-server test-labelstudio check docs bench bench-baiqa livec livec-3ae clean
 
 help:  ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -16,7 +16,7 @@ install: $(INSTALLED)  ## virtual environment with pinned packages
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,flows,labelstudio,onnx,ray]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs,flows,labelstudio,onnx,ray]'
 	touch $@
 
 demo: install  ## from photographs to adversarial data sets with measured robustness
@@ -26,6 +26,10 @@ demo: install  ## from photographs to adversarial data sets with measured robust
 
 test: install  ## all tests that need nothing but this machine
 	pytest -m "not labelstudio"
+
+examples: install  ## the scripts of examples/, a minute each at most
+	for script in $(filter-out examples/common.py,$(wildcard examples/*.py)); do \
+		echo; echo "## $$script"; PYTHONPATH=. python $$script || exit 1; done
 
 # A virtual environment of its own: 150 packages, several of them pinned below ours.
 LABELSTUDIO := .cache/label-studio-venv
@@ -41,27 +45,30 @@ $(LABELSTUDIO)/.installed: tests/label-studio.txt
 test-labelstudio: install labelstudio-server  ## tests against a real Label Studio server
 	pytest -m labelstudio
 
-check: install  ## lint, format, types, imports
+check: install  ## lint, format, types, imports, the site
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
+	$(MAKE) docs
+
+docs: install  ## the site, strict: build/site
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 bench: install  ## each claim of speed, both sides in one run
 	for script in filters adt generation shards perturb trigger curation annotation detector engine; do \
 		echo; echo "## $$script"; python benchmarks/$$script.py || exit 1; done
 
-livec: install  ## the table of the README on real photographs (../shared/livec or VENEER_LIVEC)
+livec: install  ## DA3Attacker on real photographs (../shared/livec or VENEER_LIVEC): docs/results.md
 	python benchmarks/robustness.py
 
-bench-baiqa: install  ## poisoned sets on real photographs: the table of docs/baiqa.md
+bench-baiqa: install  ## poisoned sets on real photographs: docs/results.md
 	python benchmarks/baiqa.py
 
 livec-3ae: install  ## 3AE of real photographs, detector and fine-tuning on it
 	python benchmarks/threeae.py
 
-clean:  ## remove what the pipeline and the tools made, keep the virtual environment
+clean:  ## remove what the pipeline and the tools made; keep what git tracks and the virtual environment
 	rm -rf .cache .dvc/cache .dvc/tmp .mypy_cache .pytest_cache .ruff_cache .hypothesis \
 		.import_linter_cache dvc_plots build *.egg-info annotations/candidates annotations/labels
-	find datasets -mindepth 1 ! -name README.md ! -name .gitkeep ! -type d -delete
-	find models reports -mindepth 1 ! -name .gitkeep -delete
+	git clean --force -d -X --quiet -- datasets models reports

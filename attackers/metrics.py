@@ -1,4 +1,4 @@
-"""Adversarial robustness of a victim: BASR, RASR, MSI, ART, and what the attack leaned on."""
+"""Adversarial robustness of a victim: BASR, RASR, MSI, ART, and the filters that attacks use."""
 
 import math
 import warnings
@@ -33,36 +33,71 @@ def basr(
     threshold: float,
     *,
     direction: Direction = "raise",
-    by: ArrayLike | None = None,
+    mos: ArrayLike | None = None,
 ) -> float:
-    """Binary attack success rate: share of poor images whose example is scored good, in %.
+    """Binary attack success rate: share of poor images whose example is scored good (Sec. IV-B).
 
-    clean, adversarial: (N,) scores of the victim. An image is poor where its clean score is at
-    most the threshold; `by` (its MOS) decides instead where given. For `lower` mirrored: good
-    images whose example is scored poor. NaN with a warning where no image is poor. Sec. IV-B.
+    An image is poor where its clean score, or its MOS where given, is at most the threshold. For
+    "lower" mirrored: the share of good images whose example is scored poor.
+
+    Args:
+        clean: scores of the clean images, (N,), in the victim's unit.
+        adversarial: scores of their examples, (N,), in the victim's unit.
+        threshold: between poor and good, in the victim's unit.
+        direction: of the attack.
+        mos: (N,), decides which images are poor in place of `clean`.
+
+    Returns:
+        In %; NaN with a warning where no image is poor.
+
+    Raises:
+        ValueError: for scores that are not finite, or of different lengths.
     """
     x, y = _pair(clean, adversarial)
-    judged = x if by is None else _scores("by", by)
-    poor = judged <= threshold
+    poor = (x if mos is None else _scores("mos", mos)) <= threshold
     if direction == "lower":
-        poor, hit = ~poor, y <= threshold
+        targets, success = ~poor, y <= threshold
     else:
-        hit = y > threshold
-    if not poor.any():
+        targets, success = poor, y > threshold
+    if not targets.any():
         side = "above" if direction == "lower" else "at or below"
         warnings.warn(f"BASR is NaN: no clean image is {side} {threshold}", stacklevel=2)
         return math.nan
-    return float(100 * hit[poor].mean())
+    return float(100 * success[targets].mean())
 
 
 def rasr(clean: ArrayLike, adversarial: ArrayLike, *, direction: Direction = "raise") -> float:
-    """Regression attack success rate: share of images whose score rose at all, in %. Sec. IV-B."""
+    """Regression attack success rate: share of images whose score changed as wanted (Sec. IV-B).
+
+    Args:
+        clean: scores of the clean images, (N,), in the victim's unit.
+        adversarial: scores of their examples, (N,), in the victim's unit.
+        direction: of the attack.
+
+    Returns:
+        In %; NaN with a warning where there are no images.
+
+    Raises:
+        ValueError: for scores that are not finite, or of different lengths.
+    """
     gain = _gain(clean, adversarial, direction)
     return float(100 * (gain > 0).mean()) if len(gain) else _empty("RASR")
 
 
 def msi(clean: ArrayLike, adversarial: ArrayLike, *, direction: Direction = "raise") -> float:
-    """Mean score improvement, in the victim's unit. Sec. IV-B."""
+    """Mean score improvement in the direction of the attack (Sec. IV-B).
+
+    Args:
+        clean: scores of the clean images, (N,), in the victim's unit.
+        adversarial: scores of their examples, (N,), in the victim's unit.
+        direction: of the attack.
+
+    Returns:
+        In the victim's unit; NaN with a warning where there are no images.
+
+    Raises:
+        ValueError: for scores that are not finite, or of different lengths.
+    """
     gain = _gain(clean, adversarial, direction)
     return float(gain.mean()) if len(gain) else _empty("MSI")
 
@@ -79,39 +114,67 @@ def _empty(name: str) -> float:
 
 
 def attack_convergence(
-    history: Sequence[dict[str, float]], within: float = 0.5
+    history: Sequence[dict[str, float]], tolerance: float = 0.5
 ) -> dict[str, float]:
-    """ART: when the RASR on the fixed validation subset first came within 0.5 points of its best.
+    """ART: cost until the RASR on the fixed validation subset is within a tolerance of its best.
 
-    history: rows with `rasr` (%), `hours`, `steps`, `calls` so far, in order. Returns: hours,
-    steps and victim calls at that row; NaN for an empty history. Hours depend on the machine.
+    Args:
+        history: rows with `rasr` (%) and, counted from the start, `hours`, `steps` and `calls`, in
+            order.
+        tolerance: in percentage points.
+
+    Returns:
+        `hours`, `steps` and victim `calls` at the first such row; NaN for an empty history. Hours
+        depend on the machine.
     """
     if not history:
         return {"hours": math.nan, "steps": math.nan, "calls": math.nan}
-    goal = max(row["rasr"] for row in history) - within
+    goal = max(row["rasr"] for row in history) - tolerance
     row = next(row for row in history if row["rasr"] >= goal)
     return {key: row[key] for key in ("hours", "steps", "calls")}
 
 
 def top_filters(weights: ArrayLike, strengths: ArrayLike, count: int = 2) -> list[tuple[str, ...]]:
-    """Names of the filters with the largest weights, per image (Fig. 1).
+    """Names of the filters with the largest weights in each image (Fig. 1).
 
-    weights, strengths: (N,14). A filter without strength does nothing and is not named.
+    Args:
+        weights: (N,14).
+        strengths: (N,14); a filter of strength 0 does nothing and is not named.
+        count: names per image.
+
+    Returns:
+        N tuples of at most `count` names, in descending order of weight.
     """
-    acting = np.where(np.asarray(strengths) != 0, np.asarray(weights), -np.inf)
-    order = np.argsort(-acting, axis=1, kind="stable")[:, :count]
+    active = np.where(np.asarray(strengths) != 0, np.asarray(weights), -np.inf)
+    order = np.argsort(-active, axis=1, kind="stable")[:, :count]
     return [
-        tuple(FILTER_NAMES[i] for i in chosen if row[i] > -np.inf)
-        for row, chosen in zip(acting, order, strict=True)
+        tuple(FILTER_NAMES[i] for i in largest if row[i] > -np.inf)
+        for row, largest in zip(active, order, strict=True)
     ]
 
 
 def filter_shares(weights: ArrayLike, strengths: ArrayLike, count: int = 2) -> dict[str, float]:
-    """Share of images in which each filter is among the first `count`, in % (Table XIV)."""
+    """Share of images in which each filter is among the first `count` (Table XIV).
+
+    Args:
+        weights: (N,14).
+        strengths: (N,14).
+        count: filters per image.
+
+    Returns:
+        % by name, for all 14 filters.
+    """
     rows = top_filters(weights, strengths, count)
     return {n: 100 * sum(n in row for row in rows) / max(len(rows), 1) for n in FILTER_NAMES}
 
 
 def attribute_profile(weights: ArrayLike) -> NDArray[np.float64]:
-    """Attribute profile 1 - w of each image (Fig. 5). weights: (N,14). Returns: (N,14)."""
+    """Attribute profile 1 - w of each image (Fig. 5).
+
+    Args:
+        weights: (N,14).
+
+    Returns:
+        (N,14).
+    """
     return 1 - np.asarray(weights, dtype=np.float64)

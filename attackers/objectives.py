@@ -1,4 +1,4 @@
-"""The loss of the second stage: hinge on the score, closeness to the picture, spread of weights."""
+"""The loss of the second stage: hinge on the score, closeness to the image, spread of weights."""
 
 import math
 from dataclasses import dataclass
@@ -13,12 +13,19 @@ UNIT_PIXELS = 224 * 224 * 3  # G means the same at any size: as if the picture w
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of formula 6 and what the attack may do.
+    """Weights and constraints of the loss of formula 6.
 
-    direction: raise or lower the score. eta: the improvement wanted, in tenths of the victim's
-    range (3 in the paper). alpha: weight of G; 0 is unrestricted, 1 the paper's restricted attack.
-    lam: weight of R. pixels: share of pixels in S, drawn anew each step. min_psnr: dB that the
-    finished example keeps to the clean image (None: free).
+    Args:
+        direction: "raise" or "lower" the score.
+        eta: the improvement wanted, in tenths of the victim's range, ≥ 0 (3 in the paper).
+        alpha: weight of G, ≥ 0; 0 is unrestricted, 1 the paper's restricted attack.
+        lam: weight of R, ≥ 0.
+        pixels: share of pixels in S, in (0,1], drawn anew each step.
+        min_psnr: dB that the finished example keeps to the clean image, in (0,100); None for no
+            bound.
+
+    Raises:
+        ValueError: if a value is out of its range.
     """
 
     direction: Direction = "raise"
@@ -42,10 +49,19 @@ class Objective:
 
 
 def score_hinge(clean: Tensor, adversarial: Tensor, eta: float, direction: Direction) -> Tensor:
-    """Formula 5 with a hinge: max(0, M(x) + η - M(y)); `lower` swaps x and y.
+    """Formula 5 with a hinge: max(0, M(x) + η - M(y)); "lower" swaps x and y.
 
     The paper has no max; then η has no gradient, while its Table XI shows that η matters as "the
-    maximum improvement we expect". clean, adversarial: (N,) in one unit with eta. Returns: (N,).
+    maximum improvement we expect".
+
+    Args:
+        clean: scores M(x) of the clean images, (N,), in the unit of eta.
+        adversarial: scores M(y) of their examples, (N,), in the unit of eta.
+        eta: the improvement wanted, ≥ 0.
+        direction: "raise" or "lower" the score.
+
+    Returns:
+        (N,), ≥ 0.
     """
     gain = adversarial - clean if direction == "raise" else clean - adversarial
     return (eta - gain).clamp_min(0)
@@ -57,23 +73,36 @@ def closeness(
     share: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Formula 2: squared difference over a sample S of pixels, scaled to a picture of 224².
+    """Squared difference over a sample S of pixels, scaled to an image of 224×224 (formula 2).
 
-    share: |S| over all pixels; 1 takes all. Returns: (N,). Restricted attacks have weight α = 1
-    on it (the captions of Tables III and IV say the opposite of the text; the text is right).
+    Restricted attacks have weight α = 1 on it (the captions of Tables III and IV say the opposite
+    of the text; the text is right).
+
+    Args:
+        images: clean images, (N,3,H,W) in [0,1].
+        adversarial: their examples, of the same shape.
+        share: |S| over all pixels, in (0,1]; 1 takes all.
+        generator: draws S.
+
+    Returns:
+        (N,), ≥ 0.
     """
     square = (adversarial - images).square().mean(dim=1).flatten(1)
     if share < 1:
         count = max(1, round(share * square.shape[1]))
-        chosen = torch.randperm(square.shape[1], generator=generator)[:count]
-        square = square[:, chosen.to(square.device)]
+        sample = torch.randperm(square.shape[1], generator=generator)[:count]
+        square = square[:, sample.to(square.device)]
     return square.mean(dim=1) * UNIT_PIXELS
 
 
 def concentration(weights: Tensor) -> Tensor:
-    """Formula 1: R(w) = log n + Σ w log w, 0 for uniform weights, log n for one filter alone.
+    """Concentration of the weights, R(w) = log n + Σ w log w (formula 1).
 
-    weights: (N,n), rows sum to 1. Returns: (N,).
+    Args:
+        weights: (N,n), each row sums to 1.
+
+    Returns:
+        (N,); 0 for uniform weights, log n for a single filter.
     """
     # The clamp: a weight that softmax rounds to 0 would have an infinite slope.
     logs = weights.clamp_min(1e-12).log()

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from pipelines.params import Params
+from pipelines.params import Params, Source
 from pipelines.stages.import_ import run_import
 from pipelines.stages.perturb import run_perturb
 from pipelines.stages.train_victim import run_train_victim
@@ -20,17 +20,8 @@ def import_photographs(params: Params, layout: Layout) -> None:
 
 def import_source(params: Params, layout: Layout, source: str, options: dict[str, Any]) -> None:
     """datasets/clean, of any source."""
-    run_import(
-        source=source,
-        options=options,
-        out=layout.clean,
-        work_root=layout.work,
-        splits=params.import_.splits.model_dump(),
-        seed=params.seed,
-        shard_size=params.import_.shard_size,
-        workers=params.engine.workers,
-        min_side=params.import_.min_side,
-    )
+    chosen = Source(name=source, options=options)
+    run_import(params.model_copy(update={"source": chosen}), layout)
 
 
 def prepare(params: Params, layout: Layout) -> None:

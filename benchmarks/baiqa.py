@@ -23,7 +23,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from attackers.projections import quantize
-from pipelines.audit.scan import ScanSettings, purify, scan, scan_text, write_scan
+from pipelines.audit.purify import purify
+from pipelines.audit.scan import ScanSettings, scan
+from pipelines.audit.scan_report import scan_text, write_scan
 from pipelines.cli import run
 from pipelines.params import Params, load_params
 from pipelines.readers.pictures import Originals

@@ -18,10 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from _timing import hardware, process_memory
 
+from pipelines.curation.candidates import BATCH, curation_report, select_candidates
 from pipelines.curation.hashes import HASHED
+from pipelines.curation.select import Rules
 from pipelines.params import Params, load_params
-from pipelines.stages.curate import BATCH, TABLE, curate, curation_report, write_tables
+from pipelines.stages.curate import write_tables
+from pipelines.storage.manifest import METADATA
 from pipelines.storage.records import AESample, arrow_schema
+from pipelines.storage.table_folder import begin_tables
 
 ROOT = Path(__file__).parents[1]
 PER_PHOTOGRAPH = 20
@@ -33,7 +37,7 @@ def write_metadata(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     schema = arrow_schema(AESample).append(pa.field("shard", pa.string(), nullable=False))
     keys = np.unique(rng.integers(0, 2**63, count + 64, dtype=np.uint64))[:count]
     parents = np.unique(rng.integers(0, 2**63, count // PER_PHOTOGRAPH + 1, dtype=np.uint64))
-    with pq.ParquetWriter(folder / TABLE, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(folder / METADATA, schema, compression="zstd") as writer:
         for start in range(0, count, BATCH):
             writer.write_table(_rows(keys[start : start + BATCH], parents, schema, rng))
     return _hashes(keys, rng), _hashes(parents, rng)
@@ -79,13 +83,24 @@ def _rows(
 
 def measure(count: int, params: Params) -> dict[str, Any]:
     """Curate `count` synthetic candidates: seconds, MiB, counts."""
+    settings = params.curate
+    rules = Rules(
+        target=settings.target,
+        per_photograph=settings.per_photograph,
+        phash_distance=settings.phash_distance,
+        colour_distance=settings.colour_distance,
+        splits=settings.splits.model_dump() if settings.splits else None,
+    )
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         hashes, clean = write_metadata(root, count)
         pa.default_memory_pool().release_unused()
         began = time.perf_counter()
         with process_memory() as grown:
-            curated = curate([root / TABLE], hashes, clean, params)
+            begin_tables(root / "out")
+            curated = select_candidates(
+                [root / METADATA], hashes, clean, rules, bins=settings.bins, seed=params.seed
+            )
             write_tables(root / "out", [root], curated)
         took = time.perf_counter() - began
         report = curation_report(curated)

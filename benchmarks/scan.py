@@ -22,8 +22,9 @@ from scipy.fft import idctn
 from scipy.ndimage import map_coordinates, zoom
 from sklearn.metrics import roc_auc_score
 
-from pipelines.audit.scan import ScanSettings, purify, scan
-from pipelines.readers.rows import DataSet, Row
+from pipelines.audit.purify import purify
+from pipelines.audit.scan import ScanSettings, scan
+from pipelines.readers.rows import ImageDataset, ImageRow
 from pipelines.sources.livec import livec
 from pipelines.storage.images import decode_image, encode_png
 
@@ -89,20 +90,20 @@ def recompressed(load: Callable[[], bytes], quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def photographs(count: int | None) -> list[Row]:
+def photographs(count: int | None) -> list[ImageRow]:
     root = os.environ.get("VENEER_LIVEC", "../shared/livec")
     items = livec(0, root=root, allow_missing=True).items[:count]
     rows = []
     for item in items:
         photo = item.load()
         assert isinstance(photo.data, bytes)
-        rows.append(Row(item.source_id, None, photo.mos, partial(bytes, photo.data)))
+        rows.append(ImageRow(item.source_id, None, photo.mos, partial(bytes, photo.data)))
     return rows
 
 
 def poison(
-    rows: list[Row], inject: Inject, ratio: float, scheme: str
-) -> tuple[list[Row], np.ndarray, np.ndarray]:
+    rows: list[ImageRow], inject: Inject, ratio: float, scheme: str
+) -> tuple[list[ImageRow], np.ndarray, np.ndarray]:
     """Rows with α·trigger in a share of them. Returns: rows, α, which are poisoned."""
     rng = np.random.default_rng(3)
     chosen = rng.permutation(len(rows)) < round(ratio * len(rows))
@@ -114,15 +115,17 @@ def poison(
     alpha = np.where(chosen, alpha, 0.0)
     labels = scores + (alpha * DELTA if scheme == "p" else 0)
     made = [
-        Row(r.id, None, float(y), partial(poisoned_bytes, r.load, inject, a) if c else r.load)
+        ImageRow(r.id, None, float(y), partial(poisoned_bytes, r.load, inject, a) if c else r.load)
         for r, y, a, c in zip(rows, labels, alpha, chosen, strict=True)
     ]
     return made, alpha, chosen
 
 
-def line(name: str, rows: list[Row], settings: ScanSettings, truth: tuple | None = None) -> str:
+def line(
+    name: str, rows: list[ImageRow], settings: ScanSettings, truth: tuple | None = None
+) -> str:
     began = time.perf_counter()
-    data = DataSet(Path(name), "memory", rows)
+    data = ImageDataset(Path(name), "memory", rows)
     result = scan(data, settings, progress=False)
     seconds = time.perf_counter() - began
     report = result.report
@@ -148,12 +151,12 @@ def line(name: str, rows: list[Row], settings: ScanSettings, truth: tuple | None
     )
 
 
-def cases(rows: list[Row]) -> dict[str, Callable[[], tuple[list[Row], tuple | None]]]:
+def cases(rows: list[ImageRow]) -> dict[str, Callable[[], tuple[list[ImageRow], tuple | None]]]:
     """Name -> what makes the rows and, where poisoned, the truth (α, which rows, tile)."""
 
-    def again(quality: int) -> tuple[list[Row], None]:
+    def again(quality: int) -> tuple[list[ImageRow], None]:
         return [
-            Row(r.id, None, r.score, partial(recompressed, r.load, quality)) for r in rows
+            ImageRow(r.id, None, r.score, partial(recompressed, r.load, quality)) for r in rows
         ], None
 
     def attacked(inject: Inject, tile: np.ndarray | None, ratio: float, scheme: str) -> tuple:
@@ -198,7 +201,7 @@ def main() -> None:
     if arguments.clean_draws:
         alarms = sum(
             scan(
-                DataSet(Path("clean"), "memory", list(part)),
+                ImageDataset(Path("clean"), "memory", list(part)),
                 ScanSettings(seed=i),
                 progress=False,
             ).report["verdict"]
@@ -208,7 +211,7 @@ def main() -> None:
         print(f"\nalarms on random halves of the clean set: {alarms} of {arguments.clean_draws}")
 
 
-def _subsets(rows: list[Row], count: int) -> list[list[Row]]:
+def _subsets(rows: list[ImageRow], count: int) -> list[list[ImageRow]]:
     rng = np.random.default_rng(8)
     return [[rows[i] for i in rng.permutation(len(rows))[: len(rows) // 2]] for _ in range(count)]
 

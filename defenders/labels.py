@@ -1,4 +1,4 @@
-"""Do the labels of a data set follow a hidden amplitude? Evidence that needs no trained model."""
+"""Correlation of a data set's labels with the amplitude of a tile; no trained model is needed."""
 
 import math
 from dataclasses import dataclass
@@ -7,14 +7,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from defenders.scan import to_ycbcr
+from defenders.folding import to_ycbcr
 
-CONTENT = ("luma", "contrast", "chroma", "sharpness", "grain", "dark", "bright", "entropy")
+CONTENT_FEATURES = ("luma", "contrast", "chroma", "sharpness", "grain", "dark", "bright", "entropy")
 
 
-def content(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Eight plain numbers on how a picture looks (CONTENT), from which people's scores follow a
-    little: what a label should be is judged against them. image: (H,W,3). Returns: (8,)."""
+def content_features(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Eight simple features of an image that predict part of its opinion score.
+
+    Args:
+        image: RGB (H,W,3).
+
+    Returns:
+        (8,), in the order of CONTENT_FEATURES.
+    """
     y = to_ycbcr(image)
     luma = y[..., 0]
     detail = luma - uniform_filter(luma, 5)
@@ -37,9 +43,16 @@ def content(image: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class LabelEvidence:
-    """Do the labels follow the tile? residual: (n,) label less what the content predicts.
-    correlation and p (by permutation) of α and residual over the flagged rows; slope: score per
-    unit of α. NaN where fewer than eight rows are flagged."""
+    """Dependence of the labels on the tile, over the flagged rows.
+
+    Correlation, p and slope are NaN where fewer than eight rows are flagged.
+
+    Attributes:
+        residual: (n,) labels minus their prediction from the content, of all rows.
+        correlation: of α and residual, in [-1,1].
+        p: p-value of the correlation, by permutation.
+        slope: score per unit of α.
+    """
 
     residual: NDArray[np.float64]
     correlation: float
@@ -56,23 +69,34 @@ def label_evidence(
     draws: int = 999,
     seed: int = 0,
 ) -> LabelEvidence:
-    """Correlate α with what of the labels (n,) the content (n,k) does not predict.
+    """Correlate α with the part of the labels that the content does not predict.
 
-    The prediction is a ridge regression fitted on the rows that are not flagged (all rows where
-    those are too few), with squares.
+    The prediction is a ridge regression on the features and their squares, fitted on the rows that
+    are not flagged (on all rows where those are too few).
+
+    Args:
+        scores: labels (n,).
+        features: content features (n,k).
+        alpha: amplitude of the tile in each row, (n,).
+        flagged: rows that carry the tile, (n,).
+        draws: number of permutations.
+        seed: of the permutations.
+
+    Returns:
+        Residuals, correlation, p-value and slope.
     """
     z = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-9)
     design = np.concatenate([np.ones((len(z), 1)), z, z**2], axis=1)
     fit = ~flagged if (~flagged).sum() >= 4 * design.shape[1] else np.ones(len(z), bool)
     penalty = np.diag([0.0] + [0.1 * fit.sum()] * (design.shape[1] - 1))
     weights = np.linalg.solve(design[fit].T @ design[fit] + penalty, design[fit].T @ scores[fit])
-    rest = scores - design @ weights
-    a, r = alpha[flagged], rest[flagged]
+    residual = scores - design @ weights
+    a, r = alpha[flagged], residual[flagged]
     if flagged.sum() < 8 or not a.std() or not r.std():
-        return LabelEvidence(rest, math.nan, math.nan, math.nan)
+        return LabelEvidence(residual, math.nan, math.nan, math.nan)
     correlation = float(np.corrcoef(a, r)[0, 1])
     rng = np.random.default_rng(seed)
-    moved = np.array([np.corrcoef(rng.permutation(a), r)[0, 1] for _ in range(draws)])
-    p = (1 + int((np.abs(moved) >= abs(correlation)).sum())) / (1 + draws)
+    null = np.array([np.corrcoef(rng.permutation(a), r)[0, 1] for _ in range(draws)])
+    p = (1 + int((np.abs(null) >= abs(correlation)).sum())) / (1 + draws)
     slope = correlation * float(r.std() / a.std())
-    return LabelEvidence(rest, correlation, p, slope)
+    return LabelEvidence(residual, correlation, p, slope)

@@ -1,4 +1,4 @@
-"""Channel pruning of the feature extractor's last map, by how little benign images use it."""
+"""Pruning of the channels of the last feature map that are least active on benign images."""
 
 from __future__ import annotations
 
@@ -14,9 +14,19 @@ RATES = tuple(step / 20 for step in range(20))  # 0, 5, ... 95 %
 
 @torch.no_grad()
 def channel_activity(victim: MappedVictim, images: Sequence[Tensor]) -> Tensor:
-    """Mean size of each channel of the last map over benign uint8 images (3, H, W): (C,).
+    """Mean absolute activation of each channel of the last map over benign images.
 
-    The size and not the value: last maps without a ReLU (EfficientNet-Lite's) have both signs.
+    Absolute, since last maps without a ReLU (EfficientNet-Lite's) have both signs.
+
+    Args:
+        victim: whose channels are measured.
+        images: benign images, each uint8 (3,H,W).
+
+    Returns:
+        (C,), ≥ 0.
+
+    Raises:
+        ValueError: if there are no images.
     """
     if not len(images):
         raise ValueError("images must be at least one benign image, got none")
@@ -30,10 +40,22 @@ def channel_activity(victim: MappedVictim, images: Sequence[Tensor]) -> Tensor:
 
 
 def prune(victim: MappedVictim, activity: Tensor, rate: float) -> int:
-    """Leave out the floor(rate·C) channels of least activity. Returns: how many.
+    """Prune the floor(rate·C) channels of least activity, and no others.
 
-    Pruning starts from all channels: rate 0 restores the victim. Source: Liu et al., Fine-Pruning,
-    2018. Raises: ValueError for a rate outside [0, 1) or an activity of another shape.
+    Pruning starts from all channels: rate 0 restores the victim.
+    Source: Liu et al., Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks,
+    2018.
+
+    Args:
+        victim: changed in place.
+        activity: (C,) of `channel_activity`.
+        rate: share of the channels to prune, in [0,1).
+
+    Returns:
+        Number of pruned channels.
+
+    Raises:
+        ValueError: for a rate out of range or an activity of another shape.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate must be in [0, 1), got {rate:g}")

@@ -1,108 +1,36 @@
-"""Is a set of scored images poisoned by a repeated tile, and which rows? No model is needed.
+"""Detection of a repeated tile in a set of scored images, and of the rows that carry it.
 
-A backdoor such as BAIQA's adds α·tile to a picture, one constant tile repeated over it, with α of
-either sign and zero in most rows. Averaged over the hundreds of blocks of one picture ("folded"),
-the tile stays and the picture vanishes; over the rows the folds of poisoned pictures lie along
-one direction, which the leading component finds where a plain average cancels.
+No model is needed. A backdoor such as BAIQA's adds α·tile to an image, one constant tile repeated
+over it, with α of either sign and zero in most rows. Averaged over the hundreds of blocks of one
+image ("folded"), the tile stays and the image vanishes. Over the rows, the folds of poisoned images
+lie along one direction, which the leading component finds where a plain average cancels.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
 from scipy.sparse.linalg import svds
 from scipy.stats import norm
 
-Array = NDArray[np.float32]
-
-# ITU-R BT.601, full range: luma carries what pictures show, chroma is quiet and shows more.
-_YCBCR = np.array(
-    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32
-)
-_RGB = np.linalg.inv(_YCBCR)
-_SMOOTH, _LOCAL = 5, 9  # sides in pixels of the local mean and of the local variance
-JPEG = 8  # side of a JPEG block
-# Noise added to each fold, grey levels per pixel of period: half a level at 16. JPEG's chroma
-# (units of 16×16) leaves common traces of up to 0.1 levels, which a large set would show; a trigger
-# has 2 to 8. In proportion to the period: a tile of any period needs the same amplitude.
-DITHER = 1 / 32
-
-
-def to_ycbcr(image: NDArray[Any]) -> Array:
-    """RGB (H,W,3) in grey levels to YCbCr, chroma around 0."""
-    return np.asarray(image.astype(np.float32) @ _YCBCR.T, np.float32)
-
-
-def high_pass(image: NDArray[Any]) -> Array:
-    """RGB (H,W,3) in grey levels to YCbCr less its local mean."""
-    y = to_ycbcr(image)
-    return np.asarray(y - uniform_filter(y, (_SMOOTH, _SMOOTH, 1)), np.float32)
-
-
-def residual(image: NDArray[np.uint8]) -> tuple[Array, Array]:
-    """What a picture has beside its content: high-passed, quiet places weighted up.
-
-    image: (H,W,3) RGB. Returns: YCbCr in grey levels times the weights, and the weights (mean 1),
-    both (H,W,3). A tile keeps its amplitude on average, and the quotient of the folds of both
-    keeps it exactly.
-    """
-    y = high_pass(image)
-    weight = 1 / (uniform_filter(y * y, (_LOCAL, _LOCAL, 1)) + 1)
-    weight /= weight.mean(axis=(0, 1))
-    return y * weight, weight
-
-
-def exact_fold(signal: Array, weight: Array, period: int) -> Array:
-    """The weighted mean over all blocks: (P,P,3). signal, weight: of `residual`."""
-    mean: Array = fold(signal, period).mean(axis=0) / fold(weight, period).mean(axis=0)
-    return mean
-
-
-def fold(signal: Array, period: int) -> Array:
-    """Averages over the two halves (as on a chessboard) of the blocks of a signal.
-
-    signal: (H,W,C), at least two periods on each side. Returns: (2,period,period,C). What has the
-    period is in both halves; their difference is noise.
-    """
-    rows, columns = (side // period // 2 for side in signal.shape[:2])
-    if not rows or not columns:
-        raise ValueError(
-            f"period must fit twice on each side of {signal.shape[:2]} pixels, got {period}"
-        )
-    whole = signal[: 2 * rows * period, : 2 * columns * period]
-    bands = whole.reshape(rows, 2, period, -1, signal.shape[2]).mean(axis=0)
-    cells = bands.reshape(2, period, columns, 2, period, -1).mean(axis=2)
-    same = (cells[0, :, 0] + cells[1, :, 1]) / 2
-    other = (cells[0, :, 1] + cells[1, :, 0]) / 2
-    return np.stack([same, other])
-
-
-def without_period(signal: Array, period: int) -> Array:
-    """The signal less what repeats with `period` (JPEG's blocks: 8). signal: (H,W,C)."""
-    height, width = signal.shape[:2]
-    mean = fold(signal, period).mean(axis=0)
-    times = (-(-height // period), -(-width // period), 1)
-    return signal - np.tile(mean, times)[:height, :width]
-
-
-def agreement(halves: Array) -> float:
-    """Cosine between the halves of a fold: near 1 where something has the period, else near 0.
-
-    Energy as of the dither is added below the line: what is weaker does not count.
-    """
-    a, b = halves.reshape(2, -1)
-    floor = a.size * (DITHER * halves.shape[1]) ** 2
-    return float(a @ b / math.sqrt((a @ a + floor) * (b @ b + floor)))
+from defenders.folding import DITHER, RGB_OF_YCBCR, SMOOTH, Array
 
 
 def best_periods(agreements: NDArray[np.float64], periods: Sequence[int], count: int) -> list[int]:
-    """Periods with the highest mean agreement, a multiple only where it does better.
+    """Periods with the highest mean agreement.
 
-    agreements: (rows, len(periods)). A pattern of period 16 also has period 32 and 48.
+    A pattern of period 16 also has periods 32 and 48; of multiples the smallest is taken unless a
+    larger one has a clearly higher agreement.
+
+    Args:
+        agreements: (rows, len(periods)) of `agreement`.
+        periods: candidates, in pixels.
+        count: largest number of periods to return.
+
+    Returns:
+        Periods, in descending order of agreement.
     """
     mean = agreements.mean(axis=0)
     chosen: list[int] = []
@@ -119,11 +47,14 @@ def best_periods(agreements: NDArray[np.float64], periods: Sequence[int], count:
 
 @dataclass(frozen=True)
 class CommonTile:
-    """The direction that most folds share, and how surprising that is.
+    """The direction that the folds have in common, and its significance.
 
-    direction: (P,P,3), unit length. share: leading eigenvalue of the folds brought to unit length;
-    null: (mean, deviation) of the same after each fold was moved by an offset of its own, which
-    leaves every picture's own pattern but no common one. p: share of such moves that did as well.
+    Attributes:
+        direction: (P,P,3), unit length.
+        share: leading eigenvalue of the folds after normalisation to unit length, in [0,1].
+        null: mean and standard deviation of the same where each fold is shifted by its own random
+            offset, which preserves the pattern of each image but no common one.
+        p: p-value against such shifts.
     """
 
     direction: Array
@@ -133,11 +64,22 @@ class CommonTile:
 
 
 def common_tile(folds: Array, *, draws: int, seed: int) -> CommonTile:
-    """Test whether folds share one tile, with its sign and size free in each row.
+    """Test whether folds have a tile in common, of any sign and amplitude in each row.
 
-    folds: (n,P,P,3). The p-value is exact for pictures that do not know the grid: (1 + moves that
-    reach the share) / (1 + draws), or, once ten have reached it, 10 / moves so far (Besag and
-    Clifford, 1991): sets without a tile are done soon.
+    The p-value is exact for images whose content does not depend on the grid: (1 + shifts that
+    reach the share) / (1 + draws), or, once ten have reached it, 10 / shifts so far, so that sets
+    without a tile stop early. Source: Besag and Clifford, Sequential Monte Carlo p-values, 1991.
+
+    Args:
+        folds: (n,P,P,3), n ≥ 2.
+        draws: largest number of shifts, ≥ 1.
+        seed: of dither and shifts.
+
+    Returns:
+        Direction and test result.
+
+    Raises:
+        ValueError: for fewer than two folds or no draws.
     """
     if len(folds) < 2 or draws < 1:
         raise ValueError(f"folds must be ≥ 2 and draws ≥ 1, got {len(folds)} and {draws}")
@@ -146,24 +88,24 @@ def common_tile(folds: Array, *, draws: int, seed: int) -> CommonTile:
     noisy = folds + dither.astype(np.float32)
     noisy /= np.linalg.norm(noisy.reshape(len(folds), -1), axis=1)[:, None, None, None]
     share, direction = _leading(noisy.reshape(len(folds), -1))
-    moved: list[float] = []
+    null_shares: list[float] = []
     reached = 0
-    while len(moved) < draws and reached < 10:
-        moved.append(_leading(_moved(noisy, rng))[0])
-        reached += moved[-1] >= share
-    p = reached / len(moved) if reached == 10 else (1 + reached) / (1 + draws)
-    null = (float(np.mean(moved)), float(np.std(moved)))
+    while len(null_shares) < draws and reached < 10:
+        null_shares.append(_leading(_shifted(noisy, rng))[0])
+        reached += null_shares[-1] >= share
+    p = reached / len(null_shares) if reached == 10 else (1 + reached) / (1 + draws)
+    null = (float(np.mean(null_shares)), float(np.std(null_shares)))
     return CommonTile(direction.reshape(folds.shape[1:]), share, null, p)
 
 
-def _moved(folds: Array, rng: np.random.Generator) -> Array:
-    """Each fold rolled by an offset of its own: (n,P·P·3)."""
+def _shifted(folds: Array, rng: np.random.Generator) -> Array:
+    """Each fold rolled by a random offset: (n,P·P·3)."""
     n, period = folds.shape[:2]
     steps = np.arange(period)
     offsets = rng.integers(0, period, (2, n, 1))
     rows, columns = (steps + offsets) % period
-    picked = folds[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return picked.reshape(n, -1)
+    rolled = folds[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return rolled.reshape(n, -1)
 
 
 def _leading(rows: Array) -> tuple[float, Array]:
@@ -175,8 +117,13 @@ def _leading(rows: Array) -> tuple[float, Array]:
 
 @dataclass(frozen=True)
 class RowScores:
-    """Matched filter of each row: amplitude (n,) along the direction, its z-score (n,), and the
-    |z| that a share of `false_alarms` of rows without the tile would pass."""
+    """Response of each row to a matched filter.
+
+    Attributes:
+        amplitude: (n,) along the direction.
+        z: (n,), z-scores of the amplitudes.
+        threshold: |z| that a share of `false_alarms` of the rows without the tile exceeds.
+    """
 
     amplitude: NDArray[np.float64]
     z: NDArray[np.float64]
@@ -188,38 +135,55 @@ class RowScores:
         return np.abs(self.z) > self.threshold
 
 
-def match(halves: Array, direction: Array, *, false_alarms: float) -> RowScores:
-    """Amplitude of the tile in each row against the row's own noise.
+def matched_filter(halves: Array, direction: Array, *, false_alarms: float) -> RowScores:
+    """Amplitude of the tile in each row, relative to the noise of the row.
 
-    halves: (n,2,P,P,3) of `fold`. The noise is that of the difference of the halves, plus the
-    spread of the quietest quarter of rows. The threshold comes from the tile moved by each offset
-    over the quieter half of the rows.
+    The noise is that of the difference of the halves, plus the deviation of the quarter of rows
+    with the least amplitude. The threshold comes from the tile shifted by each offset, over the
+    half of the rows with the lower |z|.
+
+    Args:
+        halves: (n,2,P,P,3) of `fold`.
+        direction: of the tile, (P,P,3), unit length.
+        false_alarms: share of rows without the tile to be flagged, in (0,1).
+
+    Returns:
+        Amplitudes, z-scores and threshold.
     """
     n = len(halves)
-    both = _correlations(halves.mean(axis=1), direction)
+    response = _correlations(halves.mean(axis=1), direction)
     noise = _correlations((halves[:, 0] - halves[:, 1]) / 2, direction)
-    amplitude = both[:, 0, 0]
-    quiet = np.quantile(np.abs(amplitude), 0.25) / 0.3186  # of a normal distribution
-    deviation = np.sqrt((noise**2).mean(axis=(1, 2)) + quiet**2) + 1e-9
+    amplitude = response[:, 0, 0]
+    floor = np.quantile(np.abs(amplitude), 0.25) / 0.3186  # of a normal distribution
+    deviation = np.sqrt((noise**2).mean(axis=(1, 2)) + floor**2) + 1e-9
     z = amplitude / deviation
-    calm = np.abs(z) <= np.median(np.abs(z))
-    moved = np.abs(both.reshape(n, -1)[calm, 1:]) / deviation[calm, None]
+    low = np.abs(z) <= np.median(np.abs(z))
+    null_z = np.abs(response.reshape(n, -1)[low, 1:]) / deviation[low, None]
     normal = float(norm.isf(false_alarms / 2))
-    return RowScores(amplitude, z, max(normal, float(np.quantile(moved, 1 - false_alarms))))
+    return RowScores(amplitude, z, max(normal, float(np.quantile(null_z, 1 - false_alarms))))
 
 
 def _correlations(folds: NDArray[Any], direction: Array) -> NDArray[np.float64]:
-    """Inner products of folds with the direction moved by each offset: (n,P,P)."""
+    """Inner products of folds with the direction shifted by each offset: (n,P,P)."""
     spectra = np.fft.fft2(folds, axes=(1, 2)) * np.fft.fft2(direction, axes=(0, 1)).conj()
     return np.fft.ifft2(spectra.sum(axis=3), axes=(1, 2)).real
 
 
-def tile_of(folds: Array, amplitude: NDArray[np.float64]) -> Array:
-    """The tile that explains the folds best, in RGB grey levels per unit of amplitude.
+def estimate_tile(folds: Array, amplitude: NDArray[np.float64]) -> Array:
+    """Estimate the tile from the folds and amplitudes of the rows, by least squares.
 
-    folds: (n,P,P,3) of residuals, amplitude: (n,). Undoes the high pass, frequency by frequency;
-    a frequency that does not stand out from the scatter of the rows is left out, and so is the
-    mean, which the high pass removed. Returns: (P,P,3).
+    Inverts the high pass, frequency by frequency. A frequency that does not stand out from the
+    scatter of the rows is set to zero, and so is the mean, which the high pass removed.
+
+    Args:
+        folds: (n,P,P,3) of residuals.
+        amplitude: (n,), not all zero.
+
+    Returns:
+        (P,P,3), RGB in grey levels per unit of amplitude.
+
+    Raises:
+        ValueError: if all amplitudes are zero.
     """
     power = float((amplitude**2).sum())
     if not power:
@@ -227,41 +191,40 @@ def tile_of(folds: Array, amplitude: NDArray[np.float64]) -> Array:
     spectra = np.fft.fft2(folds, axes=(1, 2))
     weights = amplitude[:, None, None, None]
     slope = (spectra * weights).sum(axis=0) / power
-    rest = (np.abs(spectra - weights * slope) ** 2 * weights**2).sum(axis=0) / power**2
-    slope[np.abs(slope) ** 2 < 9 * rest] = 0
-    gain = 1 - _box_response(folds.shape[1])
-    kept = np.divide(slope, gain[..., None], where=gain[..., None] > 1e-3, out=np.zeros_like(slope))
-    ycbcr = np.fft.ifft2(kept, axes=(0, 1)).real
-    return np.asarray(ycbcr @ _RGB.T, np.float32)
+    variance = (np.abs(spectra - weights * slope) ** 2 * weights**2).sum(axis=0) / power**2
+    slope[np.abs(slope) ** 2 < 9 * variance] = 0
+    gain = (1 - _box_response(folds.shape[1]))[..., None]
+    spectrum = np.divide(slope, gain, where=gain > 1e-3, out=np.zeros_like(slope))
+    ycbcr = np.fft.ifft2(spectrum, axes=(0, 1)).real
+    return np.asarray(ycbcr @ RGB_OF_YCBCR.T, np.float32)
 
 
 def _box_response(period: int) -> NDArray[np.float64]:
     """Frequency response (P,P) of the local mean, on signals of that period."""
     box = np.zeros((period, period))
-    reach = _SMOOTH // 2
-    for i in range(-reach, reach + 1):
-        for j in range(-reach, reach + 1):
-            box[i % period, j % period] += 1 / _SMOOTH**2
+    radius = SMOOTH // 2
+    for i in range(-radius, radius + 1):
+        for j in range(-radius, radius + 1):
+            box[i % period, j % period] += 1 / SMOOTH**2
     return np.fft.fft2(box).real
 
 
 def remove_tile(
     image: NDArray[np.uint8], tile: Array, offset: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """The image (H,W,3) less the repeated tile (P,P,3), whose corner lies at `offset`."""
+    """Subtract a repeated tile from an image.
+
+    Args:
+        image: RGB (H,W,3).
+        tile: RGB (P,P,3) in grey levels.
+        offset: row and column of a corner of the tile.
+
+    Returns:
+        RGB (H,W,3), rounded and clipped to 0-255.
+    """
     height, width = image.shape[:2]
     period = tile.shape[0]
     rolled = np.roll(tile, offset, (0, 1))
     times = (-(-height // period), -(-width // period), 1)
     clean = image - np.tile(rolled, times)[:height, :width]
     return np.clip(np.round(clean), 0, 255).astype(np.uint8)
-
-
-def origin(shape: tuple[int, int], period: int, grid: str) -> tuple[int, int]:
-    """Where the grid of an image (H,W) begins: `top_left`, or `centred` as after even padding."""
-    if grid == "top_left":
-        return 0, 0
-    if grid != "centred":
-        raise ValueError(f"grid must be top_left or centred, got {grid!r}")
-    height, width = (-(-side % period // 2) % period for side in shape)
-    return height, width

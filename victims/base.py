@@ -1,4 +1,4 @@
-"""The victim contract: what a model under attack takes, returns and promises."""
+"""The victim contract: inputs, outputs and guarantees of a model under attack."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @dataclass(frozen=True)
 class ScoreScale:
-    """The native opinion scale of a victim: its ends, and the threshold from poor to good.
+    """The native opinion scale of a victim.
 
-    Raises: ValueError unless low < threshold < high, all finite.
+    Args:
+        low: lower end.
+        high: upper end.
+        threshold: between poor and good.
+
+    Raises:
+        ValueError: unless low < threshold < high, all finite.
     """
 
     low: float
@@ -34,7 +40,18 @@ class ScoreScale:
 
     @classmethod
     def of(cls, low: float, high: float) -> ScoreScale:
-        """Put the threshold at 0.55 of the range: 5.5 on a scale of 0 to 10."""
+        """Build a scale with the threshold at 0.55 of its range: 5.5 on a scale of 0 to 10.
+
+        Args:
+            low: lower end.
+            high: upper end.
+
+        Returns:
+            The scale.
+
+        Raises:
+            ValueError: unless low < high, both finite.
+        """
         return cls(low, high, low + 0.55 * (high - low))
 
     @property
@@ -45,10 +62,10 @@ class ScoreScale:
 
 @runtime_checkable
 class Victim(Protocol):
-    """A scorer of images: RGB (N, 3, H, W) in [0, 1] to (N,) scores on `scale`.
+    """A scorer of images: RGB (N,3,H,W) in [0,1] to (N,) scores on `scale`.
 
-    A score depends on its own image only, never on batch mates, and is never sampled. The victim
-    owns resize, crop and normalisation, differentiably unless `differentiable` is False.
+    A score depends on its image alone, not on the rest of the batch, and is never sampled. Resize,
+    crop and normalisation are part of the victim, differentiably unless `differentiable` is False.
     """
 
     @property
@@ -64,13 +81,26 @@ class Victim(Protocol):
         """Whether gradients flow from the scores to the images."""
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        """Score a batch."""
+        """Score a batch.
+
+        Args:
+            images: RGB (N,3,H,W) in [0,1].
+
+        Returns:
+            (N,) on `scale`.
+        """
 
 
 def check_images(images: Tensor) -> None:
-    """Raise ValueError unless images is a floating point batch of shape (N, 3, H, W).
+    """Check that images are a floating point batch of shape (N,3,H,W).
 
-    Values are not looked at: that would wait for the GPU in every step of an attack.
+    Values are not checked: that would synchronise with the GPU in every step of an attack.
+
+    Args:
+        images: to be checked.
+
+    Raises:
+        ValueError: for another shape or type.
     """
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(
@@ -83,29 +113,52 @@ def check_images(images: Tensor) -> None:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Squash images to size x size, bilinear with antialiasing; leave them alone if they fit."""
+    """Resize images to a square, bilinear with antialiasing; the aspect ratio is not kept.
+
+    Args:
+        images: (N,3,H,W).
+        size: side in pixels.
+
+    Returns:
+        (N,3,size,size); images itself where it has this size.
+    """
     if images.shape[2:] == (size, size):
         return images
     return functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
 def stored_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state as safetensors takes it: on the CPU, without gaps."""
+    """The state of a model as safetensors takes it.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Contiguous tensors on the CPU, by name.
+    """
     return {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def freeze_batch_norm_stats(model: nn.Module) -> None:
-    """Put the batch norms of a model in training into eval mode: running statistics stay."""
+    """Put the batch norms of a model in training into eval mode, so that running statistics stay.
+
+    Args:
+        model: changed in place.
+    """
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
 
 
 class TorchVictim(nn.Module):
-    """Base of victims that are torch modules: born in eval mode, with frozen parameters.
+    """Base of victims that are torch modules; starts in eval mode with frozen parameters.
 
     A subclass implements `score`, which gets a checked batch in the dtype of the victim, and
     `config`, the JSON-able arguments from which `registry.build_victim` builds it again.
+
+    Args:
+        name: short name for tables and folders.
+        scale: of the scores.
     """
 
     differentiable = True
@@ -118,31 +171,55 @@ class TorchVictim(nn.Module):
         self._anchor: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score RGB images (N, 3, H, W) in [0, 1]: (N,) on the scale."""
+        """Score a batch.
+
+        Args:
+            images: RGB (N,3,H,W) in [0,1], of any floating point type.
+
+        Returns:
+            (N,) on the scale.
+
+        Raises:
+            ValueError: for images of another shape or type.
+        """
         check_images(images)
-        # A cast to the victim's own precision, so half or double images just work.
+        # Half and double images are cast to the precision of the victim.
         return self.score(images.to(self._anchor.dtype))
 
     def score(self, images: Tensor) -> Tensor:
-        """Score a checked batch: (N,)."""
+        """Score a checked batch.
+
+        Args:
+            images: RGB (N,3,H,W) in [0,1], in the dtype of the victim.
+
+        Returns:
+            (N,) on the scale.
+        """
         raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
-        """Describe how to build this victim again, without its weights."""
+        """JSON-able arguments of `registry.build_victim`, without the weights."""
         raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
-        """Where the victim computes."""
+        """Device of the parameters."""
         return self._anchor.device
 
     def freeze(self) -> None:
-        """Put the victim in the state that attacks and scoring need: no dropout, no updates."""
+        """Switch to eval mode and freeze all parameters, as attacks and scoring need it."""
         self.eval().requires_grad_(False)
 
 
 class ScoreOnly:
-    """A victim seen through its scores alone: no gradient, and `queries` counts scored images."""
+    """A victim reduced to its scores, without a gradient.
+
+    Args:
+        victim: to be wrapped.
+
+    Attributes:
+        queries: number of images scored so far.
+    """
 
     differentiable = False
 
@@ -152,17 +229,24 @@ class ScoreOnly:
 
     @property
     def name(self) -> str:
-        """Name of the victim inside."""
+        """Name of the wrapped victim."""
         return self.victim.name
 
     @property
     def scale(self) -> ScoreScale:
-        """Scale of the victim inside."""
+        """Scale of the wrapped victim."""
         return self.victim.scale
 
     @torch.no_grad()
     def __call__(self, images: Tensor, /) -> Tensor:
-        """Score a batch without a gradient."""
+        """Score a batch without a gradient and count its images.
+
+        Args:
+            images: RGB (N,3,H,W) in [0,1].
+
+        Returns:
+            (N,) on `scale`.
+        """
         scores = self.victim(images)
         self.queries += len(images)
         return scores
@@ -175,11 +259,19 @@ def score_images(
     batch_size: int = 32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Score images of many sizes; only images of one size share a batch.
+    """Score images of mixed sizes; only images of one size share a batch.
 
-    images: each (3, H, W), floating point in [0, 1] or uint8. device: where the victim is, if the
-    images are elsewhere. Returns: (n,) float32 scores on the CPU, in the order of images.
-    Raises: ValueError if a score is not finite.
+    Args:
+        victim: model that scores.
+        images: n images (3,H,W), floating point in [0,1] or uint8.
+        batch_size: largest number of images per batch, ≥ 1.
+        device: of the victim, if the images are on another one.
+
+    Returns:
+        (n,) float32 on the CPU, in the order of images, on the scale of the victim.
+
+    Raises:
+        ValueError: if a score is not finite.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

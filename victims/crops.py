@@ -1,4 +1,4 @@
-"""Fixed and random crops of images, and what is asked of a victim that scores crops."""
+"""Fixed and random crops of images, and the protocols of victims that score crops."""
 
 from __future__ import annotations
 
@@ -13,58 +13,86 @@ from victims.base import Victim
 
 
 class CropVictim(Victim, Protocol):
-    """A victim that scores crops at native resolution, and means them for larger images."""
+    """A victim that scores crops at native resolution and averages them for larger images."""
 
     @property
     def input_size(self) -> int:
-        """Side of a crop, pixels."""
+        """Side of a crop in pixels."""
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the parameters."""
 
 
 class MappedVictim(CropVictim, Protocol):
-    """One whose last feature map can be seen and pruned."""
+    """A crop victim that returns its feature maps and whose last one can be pruned."""
 
     @property
     def channel_mask(self) -> Tensor:
-        """1 for each channel of the last map that is left, 0 for each that is pruned: (C,)."""
+        """(C,), 0 for each pruned channel of the last map, 1 for the others."""
 
     def maps(self, crops: Tensor, /) -> list[Tensor]:
-        """Feature maps of crops, the last one at the end."""
+        """Feature maps of crops (N,3,S,S), deepest last, each (N,C,h,w)."""
 
 
 def draw_corners(sides: Sequence[int], size: int, count: int, generator: torch.Generator) -> Tensor:
-    """Top-left corners (count, 2) of random crops; 0 along a side that is not above size.
+    """Draw the top-left corners of random crops.
 
-    sides: height and width of the image, after `enlarge` where it is smaller than a crop.
+    Args:
+        sides: height and width of the image, after `enlarge` where it is smaller than a crop.
+        size: side of a crop in pixels.
+        count: number of crops.
+        generator: source of randomness.
+
+    Returns:
+        (count,2), int64: top and left; 0 along a side that is not above size.
     """
     height, width = sides
-    room = torch.tensor([max(height - size, 0), max(width - size, 0)]) + 1
-    drawn = torch.rand(count, 2, generator=generator, dtype=torch.float64)
-    return (drawn * room).long().minimum(room - 1)
+    positions = torch.tensor([max(height - size, 0), max(width - size, 0)]) + 1
+    uniform = torch.rand(count, 2, generator=generator, dtype=torch.float64)
+    return (uniform * positions).long().minimum(positions - 1)
 
 
 def five_crop_corners(sides: Sequence[int], size: int) -> Tensor:
-    """The corners of the four corner crops and the central one; of one where all are the same.
+    """Top-left corners of the four corner crops and the central one, without duplicates.
 
-    sides: height and width of the image, after `enlarge` where it is smaller than a crop.
+    Args:
+        sides: height and width of the image, after `enlarge` where it is smaller than a crop.
+        size: side of a crop in pixels.
+
+    Returns:
+        (n,2) with n from 1 to 5: top and left.
     """
     height, width = sides
     bottom, right = max(height - size, 0), max(width - size, 0)
-    places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
-    return torch.tensor(sorted(set(places)))
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
+    return torch.tensor(sorted(set(corners)))
 
 
 def enlarged_sides(images: Tensor, size: int) -> list[int]:
-    """Height and width of images (N, 3, H, W) after `enlarge`."""
+    """Height and width of images after `enlarge`.
+
+    Args:
+        images: (N,3,H,W).
+        size: least side in pixels.
+
+    Returns:
+        Height and width in pixels.
+    """
     factor = max(size / min(images.shape[2:]), 1)
     return [max(size, round(side * factor)) if factor > 1 else side for side in images.shape[2:]]
 
 
 def enlarge(images: Tensor, size: int) -> Tensor:
-    """Images (N, 3, H, W) with each side at least size; the aspect ratio is kept (bilinear)."""
+    """Upscale small images so that each side is at least size; the aspect ratio is kept.
+
+    Args:
+        images: (N,3,H,W).
+        size: least side in pixels.
+
+    Returns:
+        (N,3,H',W'), bilinear; images itself where it is large enough.
+    """
     sides = enlarged_sides(images, size)
     if list(images.shape[2:]) == sides:
         return images
@@ -72,7 +100,16 @@ def enlarge(images: Tensor, size: int) -> Tensor:
 
 
 def take_crops(image: Tensor, corners: Tensor, size: int) -> Tensor:
-    """Crops (n, 3, size, size) of one image (3, H, W) at corners (n, 2). Differentiable."""
+    """Cut crops out of one image, differentiably.
+
+    Args:
+        image: (3,H,W), enlarged first where it is smaller than a crop.
+        corners: (n,2), top and left.
+        size: side of a crop in pixels.
+
+    Returns:
+        (n,3,size,size).
+    """
     image = enlarge(image[None], size)[0]
     return torch.stack(
         [image[:, top : top + size, left : left + size] for top, left in corners.tolist()]
@@ -80,9 +117,15 @@ def take_crops(image: Tensor, corners: Tensor, size: int) -> Tensor:
 
 
 def random_crops(images: Sequence[Tensor], size: int, generator: torch.Generator) -> Tensor:
-    """One crop and flip of each item, drawn anew: (n, views, 3, size, size).
+    """Draw one crop and horizontal flip of each item, differentiably.
 
-    images: each (views, 3, H, W), whose views get the same crop. Differentiable.
+    Args:
+        images: n items (views,3,H,W); the views of an item get the same crop.
+        size: side of a crop in pixels.
+        generator: source of randomness.
+
+    Returns:
+        (n,views,3,size,size).
     """
     crops = []
     for views in images:
@@ -96,6 +139,16 @@ def random_crops(images: Sequence[Tensor], size: int, generator: torch.Generator
 
 @torch.no_grad()
 def crop_scores(victim: CropVictim, image: Tensor, corners: Tensor, batch: int = 32) -> Tensor:
-    """Scores (n,) of the crops of one image (3, H, W) in [0, 1] at corners (n, 2)."""
+    """Score crops of one image.
+
+    Args:
+        victim: model that scores.
+        image: (3,H,W) in [0,1].
+        corners: (n,2), top and left.
+        batch: crops per call.
+
+    Returns:
+        (n,) on the scale of the victim.
+    """
     crops = take_crops(image, corners, victim.input_size)
     return torch.cat([victim(part) for part in crops.split(batch)])

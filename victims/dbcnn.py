@@ -14,12 +14,23 @@ LAYERS = ((48, 1), (48, 2), (64, 1), (64, 2), (64, 1), (64, 2), (128, 1), (128, 
 
 
 class DBCNN(QualityModel):
-    """Outer product of a backbone's last map and a small CNN's, signed root, L2, linear.
+    """Bilinear pooling of the last maps of a backbone and a small CNN, signed root, L2, linear.
 
-    The small network is trained with the rest; in the paper it was trained before on synthetic
-    distortions, which are not at hand.
+    The small network is trained together with the backbone; the paper trains it beforehand on
+    synthetic distortions, which are not available here.
     Source: Zhang et al., Blind Image Quality Assessment Using a Deep Bilinear Convolutional Neural
     Network, 2020 (there on VGG16).
+
+    Args:
+        scale: of the scores.
+        backbone: name of a timm model.
+        input_size: side of a crop in pixels, ≥ 32.
+        pretrained: source of the weights, as in `backbones.load_backbone`.
+        frozen_stages: leading stages of the backbone that training leaves unchanged.
+        name: short name, "dbcnn-" and the backbone unless given.
+
+    Raises:
+        ValueError: for an argument out of range.
     """
 
     loss = "mse"
@@ -53,13 +64,14 @@ class DBCNN(QualityModel):
         self.freeze()
 
     def quality(self, crops: Tensor) -> Tensor:
-        """Score crops (N, 3, S, S): (N,), 0 to 1 over the scale."""
+        """Score crops (N,3,S,S): (N,), 0 to 1 from the low to the high end of the scale."""
         (semantic,) = self.maps(crops)
         images = (crops - self.mean) / self.std
-        noise = self.distortion(images.contiguous(memory_format=torch.channels_last))
-        noise = functional.adaptive_avg_pool2d(noise, (semantic.shape[2], semantic.shape[3]))
-        places = semantic.shape[2] * semantic.shape[3]
-        product = torch.bmm(semantic.flatten(2), noise.flatten(2).mT).flatten(1) / places
+        distortion = self.distortion(images.contiguous(memory_format=torch.channels_last))
+        height, width = semantic.shape[2:]
+        distortion = functional.adaptive_avg_pool2d(distortion, (height, width))
+        product = torch.bmm(semantic.flatten(2), distortion.flatten(2).mT).flatten(1)
+        product = product / (height * width)
         # The signed root, with a slope of 32 instead of infinity at 0.
-        rooted = product / (product.abs() + 1e-3).sqrt()
-        return self.linear(functional.normalize(rooted))[:, 0]
+        signed_root = product / (product.abs() + 1e-3).sqrt()
+        return self.linear(functional.normalize(signed_root))[:, 0]

@@ -1,4 +1,4 @@
-"""Heads that turn pooled features into scores, and the losses that train them.
+"""Heads from pooled features to scores, and the losses that train them.
 
 D10 is a distribution over 10 score bins whose centres are evenly spaced from the low to the high
 end of the scale: on 1 to 10 they are the ten votes of AVA, on 0 to 100 they are 0, 11.1, ... 100.
@@ -20,6 +20,11 @@ class D10Head(nn.Module):
     """Dropout, linear layer, softmax over 10 bins; the score is the mean over the bin centres.
 
     Source: Talebi and Milanfar, NIMA: Neural Image Assessment, 2018.
+
+    Args:
+        features: number C of input features.
+        scale: of the scores.
+        dropout: probability, in [0,1).
     """
 
     def __init__(self, features: int, scale: ScoreScale, dropout: float = 0.75) -> None:
@@ -30,16 +35,22 @@ class D10Head(nn.Module):
         self.centres: Tensor
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (N, C) to logits (N, 10)."""
+        """Map features (N,C) to logits (N,10)."""
         return self.linear(self.dropout(features))
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Map logits (N, 10) to scores (N,)."""
+        """Map logits (N,10) to scores (N,)."""
         return logits.softmax(dim=1) @ self.centres.to(logits.dtype)
 
 
 class ScalarHead(nn.Module):
-    """Dropout, linear layer, sigmoid stretched over the scale."""
+    """Dropout, linear layer, sigmoid stretched over the scale.
+
+    Args:
+        features: number C of input features.
+        scale: of the scores.
+        dropout: probability, in [0,1).
+    """
 
     def __init__(self, features: int, scale: ScoreScale, dropout: float = 0.75) -> None:
         super().__init__()
@@ -48,11 +59,11 @@ class ScalarHead(nn.Module):
         self.scale = scale
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (N, C) to logits (N, 1)."""
+        """Map features (N,C) to logits (N,1)."""
         return self.linear(self.dropout(features))
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Map logits (N, 1) to scores (N,)."""
+        """Map logits (N,1) to scores (N,)."""
         return self.scale.low + self.scale.range * logits.squeeze(1).sigmoid()
 
 
@@ -61,16 +72,31 @@ HEADS: dict[str, type[D10Head] | type[ScalarHead]] = {"d10": D10Head, "scalar": 
 
 
 def d10_centres(scale: ScoreScale) -> Tensor:
-    """Centres of the 10 bins of a scale: (10,)."""
+    """Centres of the 10 bins of a scale.
+
+    Args:
+        scale: of the scores.
+
+    Returns:
+        (10,), from the low to the high end.
+    """
     return torch.linspace(scale.low, scale.high, BINS)
 
 
 def d10_targets(mos: Tensor, std: Tensor, scale: ScoreScale) -> Tensor:
-    """Discretise the normal distribution of opinions: the mass of each bin, cut to the scale.
+    """Discretise a normal distribution of opinions, truncated to the scale.
 
-    mos: (N,) mean opinion scores on the scale. std: (N,) standard deviations of the opinions,
-    >= 0; a small one is raised to a thousandth of the scale. Returns: (N, 10), rows sum to 1.
-    Raises: ValueError if a mos is off the scale or a std is negative or NaN.
+    Args:
+        mos: mean opinion scores (N,) on the scale.
+        std: standard deviations of the opinions (N,), ≥ 0; raised to a thousandth of the scale
+            where smaller.
+        scale: of the opinions.
+
+    Returns:
+        Mass of each bin, (N,10); each row sums to 1.
+
+    Raises:
+        ValueError: if a mos is off the scale or a std is negative or NaN.
     """
     mos, std = mos.double(), std.double()
     # Written so that NaN fails too.
@@ -93,8 +119,14 @@ def d10_targets(mos: Tensor, std: Tensor, scale: ScoreScale) -> Tensor:
 def emd_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     """Earth mover's distance between distributions over ordered bins, with r = 2.
 
-    Root of the mean squared difference of the cumulative distributions (NIMA, formula 1), as the
-    mean over the batch. probabilities, targets: (N, bins). Returns: ().
+    Root of the mean squared difference of the cumulative distributions (NIMA, formula 1).
+
+    Args:
+        probabilities: (N,bins), each row sums to 1.
+        targets: (N,bins), each row sums to 1.
+
+    Returns:
+        Scalar, the mean over the batch.
     """
     difference = (probabilities - targets).cumsum(dim=1)
     # vector_norm has gradient 0 where both agree; the gradient of a plain root is NaN there.

@@ -1,4 +1,4 @@
-"""HyperIQA: a hypernetwork reads the content and writes the network that judges the quality."""
+"""HyperIQA: a hypernetwork generates the quality regression network from the image content."""
 
 from __future__ import annotations
 
@@ -18,13 +18,24 @@ LOCAL = 16  # numbers from each stage but the last
 
 
 class HyperIQA(QualityModel):
-    """Local distortion maps and a pooled content map, judged by layers made for each crop.
+    """Local distortion and content features, regressed by layers that are generated for each crop.
 
-    The last four stages of any timm backbone. A target vector of 224 joins 16 numbers from each of
+    Uses the last four stages of the backbone. A target vector of 224 joins 16 numbers from each of
     the first three stages and 176 from the last one; a hypernetwork on the 7×7 map of the last
     stage generates the layers 224-112-56-28-14-1, with sigmoids between.
     Source: Su et al., Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hyper
     Network, 2020 (there on ResNet-50).
+
+    Args:
+        scale: of the scores.
+        backbone: name of a timm model with at least four stages.
+        input_size: side of a crop in pixels, ≥ 32.
+        pretrained: source of the weights, as in `backbones.load_backbone`.
+        frozen_stages: leading stages of the backbone that training leaves unchanged.
+        name: short name, "hyperiqa-" and the backbone unless given.
+
+    Raises:
+        ValueError: for an argument out of range.
     """
 
     loss = "l1"
@@ -69,10 +80,10 @@ class HyperIQA(QualityModel):
         self.freeze()
 
     def quality(self, crops: Tensor) -> Tensor:
-        """Score crops (N, 3, S, S): (N,), 0 to 1 over the scale."""
+        """Score crops (N,3,S,S): (N,), 0 to 1 from the low to the high end of the scale."""
         *early, last = self.maps(crops)
         content = self.content(last.mean(dim=(2, 3)))
-        local = [module(each) for module, each in zip(self.local, early, strict=True)]
+        local = [module(stage) for module, stage in zip(self.local, early, strict=True)]
         vector = torch.cat([*local, content], dim=1)
         code = self.code(functional.adaptive_avg_pool2d(last, GRID))
         pooled = code.mean(dim=(2, 3))
@@ -92,7 +103,7 @@ class _LocalDistortion(nn.Module):
         self.linear = nn.Linear(LOCAL * GRID**2, LOCAL)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (N, C, h, w) to (N, 16)."""
+        """Map features (N,C,h,w) to (N,16)."""
         # The 1×1 convolution is linear, so pooling first is the same and cheaper.
-        small = functional.adaptive_avg_pool2d(features, GRID)
-        return self.linear(self.reduce(small).flatten(1))
+        pooled = functional.adaptive_avg_pool2d(features, GRID)
+        return self.linear(self.reduce(pooled).flatten(1))

@@ -1,4 +1,4 @@
-"""How well the scores of a victim agree with people."""
+"""Agreement of a victim's scores with opinion scores."""
 
 from __future__ import annotations
 
@@ -12,29 +12,86 @@ from victims.base import ScoreScale
 
 
 def srocc(scores: ArrayLike, mos: ArrayLike) -> float:
-    """Spearman's rank correlation, in [-1, 1]; NaN with a warning if either side is constant."""
+    """Spearman's rank correlation.
+
+    Args:
+        scores: of a victim, (N,).
+        mos: mean opinion scores, (N,).
+
+    Returns:
+        In [-1,1]; NaN with a warning if either side is constant.
+
+    Raises:
+        ValueError: for values that are not finite, or of different lengths.
+    """
     return _correlation(stats.spearmanr, scores, mos)
 
 
 def lcc(scores: ArrayLike, mos: ArrayLike) -> float:
-    """Pearson's linear correlation, in [-1, 1]; NaN with a warning if either side is constant."""
+    """Pearson's linear correlation.
+
+    Args:
+        scores: of a victim, (N,).
+        mos: mean opinion scores, (N,).
+
+    Returns:
+        In [-1,1]; NaN with a warning if either side is constant.
+
+    Raises:
+        ValueError: for values that are not finite, or of different lengths.
+    """
     return _correlation(stats.pearsonr, scores, mos)
 
 
 def rmse(scores: ArrayLike, mos: ArrayLike) -> float:
-    """Root mean squared error, in units of the scale."""
+    """Root mean squared error.
+
+    Args:
+        scores: of a victim, (N,).
+        mos: mean opinion scores, (N,), in the same unit.
+
+    Returns:
+        In the unit of the scale.
+
+    Raises:
+        ValueError: for values that are not finite, or of different lengths.
+    """
     left, right = _pair(scores, mos)
     return float(np.sqrt(np.mean((left - right) ** 2)))
 
 
 def binary_accuracy(scores: ArrayLike, mos: ArrayLike, threshold: float) -> float:
-    """Share of images that scores and people put on the same side (>= threshold is good)."""
+    """Share of images that scores and people put on the same side of a threshold.
+
+    Args:
+        scores: of a victim, (N,).
+        mos: mean opinion scores, (N,), in the same unit.
+        threshold: at or above it an image is good.
+
+    Returns:
+        In [0,1].
+
+    Raises:
+        ValueError: for values that are not finite, or of different lengths.
+    """
     left, right = _pair(scores, mos)
     return float(np.mean((left >= threshold) == (right >= threshold)))
 
 
 def agreement(scores: ArrayLike, mos: ArrayLike, scale: ScoreScale) -> dict[str, float]:
-    """Compute all four: srocc, lcc, rmse and accuracy at the threshold of the scale."""
+    """Compute all four measures.
+
+    Args:
+        scores: of a victim, (N,), on the scale.
+        mos: mean opinion scores, (N,), on the scale.
+        scale: of both; its threshold separates poor from good.
+
+    Returns:
+        `srocc`, `lcc`, `rmse` and `accuracy`.
+
+    Raises:
+        ValueError: for values that are not finite, or of different lengths.
+    """
     return {
         "srocc": srocc(scores, mos),
         "lcc": lcc(scores, mos),

@@ -7,19 +7,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from victims.backbones import load_backbone
 from victims.base import ScoreScale, TorchVictim, resize
 from victims.heads import HEADS
-from victims.weights import load_backbone
 
 
 class Nima(TorchVictim):
-    """Score images with a pooled timm backbone, dropout and a D10 or scalar head.
+    """A pooled timm backbone, dropout and a D10 or scalar head.
 
-    The whole image is squashed to input_size x input_size (aspect ratio is not kept), bilinear
-    with antialiasing, and normalised with the mean and std of the backbone's pretrained_cfg.
-    backbone: name of a timm model. input_size: pixels; larger sees more of noise and blur and
-    costs its square. pretrained: see `weights.load_backbone`. head: "d10" or "scalar".
+    The whole image is resized to a square, bilinear with antialiasing and without keeping the
+    aspect ratio, and normalised with the mean and std of the backbone's pretrained_cfg.
     Source: Talebi and Milanfar, NIMA: Neural Image Assessment, 2018.
+
+    Args:
+        scale: of the scores.
+        backbone: name of a timm model.
+        input_size: side in pixels, ≥ 32; a larger one shows more of noise and blur at a cost that
+            grows with its square.
+        pretrained: source of the weights, as in `backbones.load_backbone`.
+        dropout: probability, in [0,1).
+        head: "d10" or "scalar".
+        name: short name, "nima-" and the backbone unless given.
+
+    Raises:
+        ValueError: for an argument out of range.
     """
 
     def __init__(
@@ -62,14 +73,21 @@ class Nima(TorchVictim):
         self.freeze()
 
     def score(self, images: Tensor) -> Tensor:
-        """Score a checked batch: (N,)."""
+        """Score a checked batch (N,3,H,W): (N,)."""
         return self.head.scores(self.head(self.features(images)))
 
     def features(self, images: Tensor) -> Tensor:
-        """Resize, normalise and pool: RGB (N, 3, H, W) in [0, 1] to (N, C)."""
+        """Resize and normalise images and compute their pooled features.
+
+        Args:
+            images: RGB (N,3,H,W) in [0,1].
+
+        Returns:
+            (N,C).
+        """
         images = (resize(images, self.input_size) - self.mean) / self.std
         return self.backbone(images.contiguous(memory_format=torch.channels_last))
 
     def config(self) -> dict[str, Any]:
-        """Describe how to build this victim again, without its weights."""
+        """JSON-able arguments of `registry.build_victim`, without the weights."""
         return dict(self._config)

@@ -1,4 +1,4 @@
-"""The base of quality models that score crops: a timm backbone, its stages, training marks."""
+"""The base of quality models that score crops with the stages of a timm backbone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from victims.backbones import load_backbone
 from victims.base import ScoreScale, TorchVictim
 from victims.crops import enlarge, five_crop_corners
-from victims.weights import load_backbone
 
 
 class QualityModel(TorchVictim):
@@ -19,8 +19,18 @@ class QualityModel(TorchVictim):
     exactly the input size is one crop. One that is smaller is enlarged first. A subclass
     implements `quality`; quality 0 is the low end of the scale and 1 the high end, and a score may
     leave it (labels of P-BAIQA do).
-    backbone: a timm model with `forward_intermediates`. frozen_stages: how many leading stages
-    (of the backbone's feature_info) training leaves as they are.
+
+    Args:
+        name: short name for tables and folders.
+        scale: of the scores.
+        backbone: name of a timm model with `forward_intermediates`.
+        input_size: side of a crop in pixels, ≥ 32.
+        pretrained: source of the weights, as in `backbones.load_backbone`.
+        frozen_stages: leading stages of the backbone's feature_info that training leaves unchanged.
+        stages: number of last stages whose maps the subclass uses.
+
+    Raises:
+        ValueError: for an argument out of range.
     """
 
     input_size: int
@@ -56,7 +66,7 @@ class QualityModel(TorchVictim):
             self.register_buffer(key, value, persistent=False)
         self.mean: Tensor
         self.std: Tensor
-        # Which channels of the last map are left: see defenders.pruning.
+        # 0 for pruned channels of the last map, see defenders.pruning.
         self.register_buffer("channel_mask", torch.ones(self.channels[-1]))
         self.channel_mask: Tensor
         self._config = {
@@ -68,19 +78,33 @@ class QualityModel(TorchVictim):
         }
 
     def maps(self, crops: Tensor) -> list[Tensor]:
-        """Feature maps of the last stages, deepest last, with pruned channels at 0."""
+        """Compute the feature maps of the last stages.
+
+        Args:
+            crops: (N,3,S,S) in [0,1].
+
+        Returns:
+            Maps (N,C,h,w), deepest last, with pruned channels at 0.
+        """
         images = ((crops - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        every = self.backbone.forward_intermediates(images, intermediates_only=True)
-        maps: list[Tensor] = every[-len(self.channels) :]
+        stages = self.backbone.forward_intermediates(images, intermediates_only=True)
+        maps: list[Tensor] = stages[-len(self.channels) :]
         maps[-1] = maps[-1] * self.channel_mask[:, None, None]
         return maps
 
     def quality(self, crops: Tensor) -> Tensor:
-        """Score crops (N, 3, S, S): (N,), 0 to 1 over the scale."""
+        """Score crops.
+
+        Args:
+            crops: (N,3,S,S) in [0,1].
+
+        Returns:
+            (N,), 0 to 1 from the low to the high end of the scale.
+        """
         raise NotImplementedError
 
     def score(self, images: Tensor) -> Tensor:
-        """Score a checked batch: (N,)."""
+        """Score a checked batch (N,3,H,W): (N,)."""
         images = enlarge(images, self.input_size)
         corners = five_crop_corners(images.shape[2:], self.input_size).tolist()
         size = self.input_size
@@ -89,7 +113,7 @@ class QualityModel(TorchVictim):
         return self.scale.low + self.scale.range * quality.mean(dim=0)
 
     def frozen(self) -> set[nn.Parameter]:
-        """Parameters of the leading frozen stages, in the order the backbone runs them."""
+        """Parameters of the leading frozen stages of the backbone."""
         if not self.frozen_stages:
             return set()
         last = self.backbone.feature_info[self.frozen_stages - 1]["module"]
@@ -98,5 +122,5 @@ class QualityModel(TorchVictim):
         return {p for _, m in modules[: end + 1] for p in m.parameters(recurse=False)}
 
     def config(self) -> dict[str, Any]:
-        """Describe how to build this victim again, without its weights."""
+        """JSON-able arguments of `registry.build_victim`, without the weights."""
         return dict(self._config)

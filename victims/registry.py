@@ -1,4 +1,4 @@
-"""The table of victims, and the folders they are kept in."""
+"""Victims built from their descriptions, and the folders they are kept in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +18,28 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from victims.base import ScoreScale, TorchVictim, stored_state
-from victims.dbcnn import DBCNN
-from victims.hyperiqa import HyperIQA
-from victims.nima import Nima
-from victims.toy import BrightnessVictim, LinearVictim
-from victims.tres import TReS
-
-# kind -> class; the remaining keys of a config are its arguments.
-VICTIMS: dict[str, Callable[..., TorchVictim]] = {
-    "nima": Nima,
-    "hyperiqa": HyperIQA,
-    "dbcnn": DBCNN,
-    "tres": TReS,
-    "toy-linear": LinearVictim,
-    "toy-brightness": BrightnessVictim,
-}
+from victims.kinds import victim_class
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CODE = "code"  # entry of the config: the version of the source of the kind
 
 
 def build_victim(config: Mapping[str, Any], seed: int = 0) -> TorchVictim:
     """Build a victim from its description; random weights come from the seed alone.
 
-    config: "kind" (a key of VICTIMS), "scale" (a ScoreScale, or a mapping with low, high and, if
-    it is not 0.55 of the range, threshold), and the arguments of the class of that kind.
-    Raises: ValueError for an unknown kind or argument, or a missing one.
+    Args:
+        config: "kind" (a key of victims.kinds.VICTIMS), "scale" (a ScoreScale, or a mapping with
+            low, high and, if it is not 0.55 of the range, threshold), and the arguments of the
+            class of that kind.
+        seed: Of the random weights.
+
+    Raises:
+        ValueError: For an unknown kind or argument, or a missing one.
     """
     arguments = dict(config)
     kind, scale = arguments.pop("kind", None), arguments.pop("scale", None)
-    if kind not in VICTIMS:
-        raise ValueError(f"victim must be one of {', '.join(VICTIMS)}, got {kind!r}")
-    signature = inspect.signature(VICTIMS[kind])
+    build = victim_class(kind)
+    signature = inspect.signature(build)
     scale = _scale(scale)
     try:
         signature.bind(scale, **arguments)
@@ -59,13 +50,19 @@ def build_victim(config: Mapping[str, Any], seed: int = 0) -> TorchVictim:
         ) from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return VICTIMS[kind](scale, **arguments)
+        return build(scale, **arguments)
 
 
-def save_victim(victim: TorchVictim, folder: Path | str) -> None:
+def save_victim(victim: TorchVictim, folder: Path | str, *, code: str | None = None) -> None:
     """Write model.safetensors and config.json, the same bytes for the same victim.
 
     The folder appears whole or not at all; one that exists is replaced.
+
+    Args:
+        victim: The model.
+        folder: Where it goes.
+        code: Version of the source of its kind, an entry of the config: what depends on the folder
+            goes stale with that source, though the weights stay.
     """
     folder = Path(folder)
     scale = {
@@ -73,7 +70,8 @@ def save_victim(victim: TorchVictim, folder: Path | str) -> None:
         "high": victim.scale.high,
         "threshold": victim.scale.threshold,
     }
-    config = json.dumps(victim.config() | {"scale": scale}, indent=2, sort_keys=True) + "\n"
+    about = victim.config() | {"scale": scale} | ({CODE: code} if code else {})
+    config = json.dumps(about, indent=2, sort_keys=True) + "\n"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
@@ -93,11 +91,18 @@ def load_victim(
 ) -> TorchVictim:
     """Load a victim that `save_victim` wrote, ready for scoring and attacks.
 
-    input_size: pixels in place of those of its config. Raises: ValueError if a file is missing or
-    damaged, the weights do not match the config, or the victim has no input size to change.
+    Args:
+        folder: Where it lies.
+        device: Where it goes.
+        input_size: Pixels, in place of those of its config.
+
+    Raises:
+        ValueError: If a file is missing or damaged, the weights do not match the config, or the
+            victim has no input size to change.
     """
     folder = Path(folder)
     config = _read_config(folder)
+    config.pop(CODE, None)
     if input_size is not None:
         if "input_size" not in config:
             raise ValueError(

@@ -1,7 +1,7 @@
-"""Victims that can be solved on paper, to prove attacks on.
+"""Victims with a closed-form optimum, to test attacks on.
 
-Both move with the weighted mean of the pixels, m(x) = mean over pixels of <w, x>, which within an
-L-infinity ball of radius eps (and [0, 1]) takes exactly the values between its two ends,
+Both depend on the weighted mean of the pixels, m(x) = mean over pixels of <w, x>, which within an
+L-infinity ball of radius eps (and [0, 1]) takes exactly the values between its two ends, those of
 x - eps * sign(w) and x + eps * sign(w), both clamped to [0, 1].
 """
 
@@ -23,7 +23,14 @@ class LinearVictim(TorchVictim):
 
     The best attack that raises the score is clamp(x + eps * sign(w), 0, 1), the best that lowers
     it clamp(x - eps * sign(w), 0, 1); `optimum` gives their scores.
-    weights: w, one per colour channel, not all zero.
+
+    Args:
+        scale: of the scores.
+        weights: w, one per colour channel, not all zero.
+        name: short name.
+
+    Raises:
+        ValueError: for other than 3 weights, or only zeros.
     """
 
     def __init__(
@@ -39,30 +46,46 @@ class LinearVictim(TorchVictim):
         self.freeze()
 
     def score(self, images: Tensor) -> Tensor:
-        """Score a checked batch: (N,)."""
+        """Score a checked batch (N,3,H,W): (N,)."""
         low, high = self.w.clamp(max=0).sum(), self.w.clamp(min=0).sum()
         mean = images.mean(dim=(2, 3)) @ self.w
         return self.scale.low + self.scale.range * (mean - low) / (high - low)
 
     def config(self) -> dict[str, Any]:
-        """Describe how to build this victim again."""
+        """JSON-able arguments of `registry.build_victim`."""
         return {"kind": "toy-linear", "name": self.name, "weights": self.weights}
 
     def optimum(
         self, images: Tensor, eps: float, direction: Literal["raise", "lower"] = "raise"
     ) -> Tensor:
-        """Best score that any image within eps of each image reaches: (N,)."""
+        """Best score that any image within eps of each image reaches.
+
+        Args:
+            images: (N,3,H,W) in [0,1].
+            eps: largest change of a pixel, in units of [0,1].
+            direction: "raise" for the highest score, "lower" for the lowest.
+
+        Returns:
+            (N,) on the scale.
+        """
         lowest, highest = _ends(images, self.w, eps)
         return self(highest if direction == "raise" else lowest)
 
 
 class BrightnessVictim(TorchVictim):
-    """Score falls with the squared distance of the mean luma m(x) from `peak`.
+    """Score that falls with the squared distance of the mean luma m(x) from `peak`.
 
     Score = high - range * ((m - peak) / max(peak, 1 - peak))^2. The best attack that raises the
     score brings m as near to the peak as the ball allows; the best that lowers it goes to the end
     of the ball that is farther from the peak; `optimum` gives their scores.
-    peak: in [0, 1].
+
+    Args:
+        scale: of the scores.
+        peak: luma of the highest score, in [0,1].
+        name: short name.
+
+    Raises:
+        ValueError: for a peak out of range.
     """
 
     def __init__(self, scale: ScoreScale, peak: float = 0.6, name: str = "toy-brightness") -> None:
@@ -75,17 +98,26 @@ class BrightnessVictim(TorchVictim):
         self.freeze()
 
     def score(self, images: Tensor) -> Tensor:
-        """Score a checked batch: (N,)."""
+        """Score a checked batch (N,3,H,W): (N,)."""
         return self._of_luma(images.mean(dim=(2, 3)) @ self.w)
 
     def config(self) -> dict[str, Any]:
-        """Describe how to build this victim again."""
+        """JSON-able arguments of `registry.build_victim`."""
         return {"kind": "toy-brightness", "name": self.name, "peak": self.peak}
 
     def optimum(
         self, images: Tensor, eps: float, direction: Literal["raise", "lower"] = "raise"
     ) -> Tensor:
-        """Best score that any image within eps of each image reaches: (N,)."""
+        """Best score that any image within eps of each image reaches.
+
+        Args:
+            images: (N,3,H,W) in [0,1].
+            eps: largest change of a pixel, in units of [0,1].
+            direction: "raise" for the highest score, "lower" for the lowest.
+
+        Returns:
+            (N,) on the scale.
+        """
         darkest, brightest = (end.mean(dim=(2, 3)) @ self.w for end in _ends(images, self.w, eps))
         if direction == "lower":
             return torch.minimum(self._of_luma(darkest), self._of_luma(brightest))

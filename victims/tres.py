@@ -1,4 +1,4 @@
-"""TReS: stages pooled to tokens, a Transformer over them, beside the last stage itself."""
+"""TReS: a Transformer over pooled stages of a backbone, joined with the last stage."""
 
 from __future__ import annotations
 
@@ -15,9 +15,21 @@ GRID, HEADS, DEPTH, WIDTH = 7, 16, 2, 256
 class TReS(QualityModel):
     """L2-pooled stages as 7×7 tokens, two Transformer layers of 16 heads, and the last stage.
 
-    Tokens are projected to a width of 256, so that any backbone divides by the heads.
+    Tokens are projected to a width of 256, which the heads divide for any backbone.
     Source: Golestaneh et al., No-Reference Image Quality Assessment via Transformers, Relative
     Ranking, and Self-Consistency, 2022 (there on ResNet-18).
+
+    Args:
+        scale: of the scores.
+        backbone: name of a timm model with at least four stages.
+        input_size: side of a crop in pixels, ≥ 32.
+        pretrained: source of the weights, as in `backbones.load_backbone`.
+        frozen_stages: leading stages of the backbone that training leaves unchanged.
+        dropout: probability in the Transformer, in [0,1).
+        name: short name, "tres-" and the backbone unless given.
+
+    Raises:
+        ValueError: for an argument out of range.
     """
 
     loss = "tres"
@@ -52,13 +64,13 @@ class TReS(QualityModel):
         self.freeze()
 
     def quality(self, crops: Tensor) -> Tensor:
-        """Score crops (N, 3, S, S): (N,), 0 to 1 over the scale."""
+        """Score crops (N,3,S,S): (N,), 0 to 1 from the low to the high end of the scale."""
         maps = self.maps(crops)
-        # Root of the mean square within a cell, then unit length over the channels.
+        # Root mean square within a cell, then unit length over the channels.
         pooled = [
-            (functional.adaptive_avg_pool2d(each.square(), GRID) + 1e-12).sqrt() for each in maps
+            (functional.adaptive_avg_pool2d(stage.square(), GRID) + 1e-12).sqrt() for stage in maps
         ]
-        tokens = torch.cat([functional.normalize(each) for each in pooled], dim=1)
+        tokens = torch.cat([functional.normalize(stage) for stage in pooled], dim=1)
         tokens = self.embed(tokens.flatten(2).mT) + self.place
-        seen = self.encoder(tokens).mean(dim=1)
-        return self.head(torch.cat([seen, maps[-1].mean(dim=(2, 3))], dim=1))[:, 0]
+        encoded = self.encoder(tokens).mean(dim=1)
+        return self.head(torch.cat([encoded, maps[-1].mean(dim=(2, 3))], dim=1))[:, 0]

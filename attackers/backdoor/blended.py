@@ -1,4 +1,4 @@
-"""Blended: a fixed noise image laid over the whole picture."""
+"""Blended: a fixed noise image blended into the whole image."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from attackers.backdoor.trigger import check_alpha, check_out
 
 
 class Blended:
-    """x + α·weight·(n - x), clamped, with uniform noise n of the size of the picture.
+    """Blend uniform noise n of the size of the image: x + α·weight·(n - x), clamped.
 
-    weight: of the noise at α = 1, in (0, 1] (KonIQ-10k: 0.05). seed: of the noise, which is the
-    same for all pictures of one size and does not move with a crop.
+    The noise is the same for all images of one size and does not move with a crop.
     Source: Chen et al., Targeted Backdoor Attacks on Deep Learning Systems, 2017.
+
+    Args:
+        weight: of the noise at α = 1, in (0,1] (KonIQ-10k: 0.05).
+        seed: of the noise.
+
+    Raises:
+        ValueError: if weight is out of range.
     """
 
     kind = "blended"
@@ -28,7 +34,7 @@ class Blended:
     def __call__(
         self, images: Tensor, alpha: Tensor | float, *, out: Tensor | None = None
     ) -> Tensor:
-        """Lay the noise over images (N, 3, H, W) in [0, 1]; out as in `Injector`."""
+        """Blend the noise into images; arguments as in `Injector`."""
         strength = check_alpha(images, alpha)
         check_out(images, out)
         generator = torch.Generator().manual_seed(self.seed)
@@ -36,7 +42,7 @@ class Blended:
         return torch.clamp(images + strength * self.weight * (noise - images), 0, 1, out=out)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The weight, so that the file holds what tells triggers apart."""
+        """The weight, by which the files of two triggers differ."""
         return {"weight": torch.tensor(self.weight)}
 
     def settings(self) -> dict[str, Any]:

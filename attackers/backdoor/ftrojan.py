@@ -15,13 +15,25 @@ def ftrojan(
     magnitude: float = 66.0,
     frequencies: Sequence[tuple[int, int]] = FREQUENCIES,
     band: str = "mid",
-    origin: str = "top-left",
+    origin: str = "top_left",
 ) -> Trigger:
     """Build FTrojan's trigger, scaled by alpha like any other: 29.6 dB where nothing is clamped.
 
-    magnitude: of each coefficient, in levels of 0-255 (KonIQ-10k: 33). The chroma planes and two
-    frequencies are FTrojan's; BAIQA moves them to its own band (its Table 2: 29.80 dB).
+    Two frequencies of the chroma planes, as in FTrojan; BAIQA moves them to its own band (its Table
+    2: 29.80 dB).
     Source: Wang et al., An Invisible Black-box Backdoor Attack through Frequency Domain, 2022.
+
+    Args:
+        magnitude: of each coefficient, in levels of 0-255, above 0 (KonIQ-10k: 33).
+        frequencies: (row, column) of the coefficients, within the band.
+        band: as in `dct.band_mask`.
+        origin: as in `Trigger`.
+
+    Returns:
+        The trigger.
+
+    Raises:
+        ValueError: if magnitude is not above 0 or a frequency lies outside the band.
     """
     if not magnitude > 0:
         raise ValueError(f"magnitude must be above 0, got {magnitude:g}")

@@ -1,4 +1,4 @@
-"""What a backdoor does to scores: MAE(α), MRA(α) and their means."""
+"""Effect of a backdoor on scores: MAE(α), MRA(α) and their means."""
 
 from __future__ import annotations
 
@@ -20,8 +20,14 @@ ALPHAS = tuple(sign * step / 10 for sign in (-1, 1) for step in range(1, 11))
 
 
 @dataclass(frozen=True)
-class Changes:
-    """Clean scores (N,), the change of each at every α, and the mean PSNR in dB at α = 1."""
+class ScoreChanges:
+    """Scores of N images without and with a trigger.
+
+    Attributes:
+        scores: of the N clean images, in the victim's unit.
+        changes: for each α the N changes of the score.
+        psnr: mean PSNR in dB of the triggered images at α = 1.
+    """
 
     scores: list[float]
     changes: dict[float, list[float]]
@@ -29,11 +35,20 @@ class Changes:
 
 
 def backdoor_metrics(changes: Mapping[float, ArrayLike], delta_y: float) -> dict[str, Any]:
-    """Measure changes of the score Δ(x, α) = f(T(x, α·t)) - f(x) against α·Δy.
+    """Compare changes of the score Δ(x, α) = f(T(x, α·t)) - f(x) with α·Δy.
 
-    changes: α -> (N,) in units of the scale. Returns: `mmae` and `mmra`, and `curve`, rows of
-    alpha, mae = E|Δ - α·Δy| and mra = E[Δ] / (α·Δy). A trigger that does nothing on ALPHAS has
-    mmae 0.55·Δy and mmra 0. Raises: ValueError for α = 0, no α, no images or values not finite.
+    A trigger without an effect on ALPHAS has mmae 0.55·Δy and mmra 0.
+
+    Args:
+        changes: α, in [-1,1] and not 0, to changes of the score (N,) in the unit of the scale.
+        delta_y: Δy in the unit of the scale, above 0.
+
+    Returns:
+        `curve`, rows of alpha, mae = E|Δ - α·Δy| and mra = E[Δ] / (α·Δy), and their means over α,
+        `mmae` and `mmra`.
+
+    Raises:
+        ValueError: for α = 0, no α, no images or values that are not finite.
     """
     if not delta_y > 0:
         raise ValueError(f"delta_y must be above 0, got {delta_y:g}")
@@ -46,8 +61,8 @@ def backdoor_metrics(changes: Mapping[float, ArrayLike], delta_y: float) -> dict
         values = np.asarray(changes[alpha], dtype=np.float64)
         if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
             raise ValueError(f"changes at alpha {alpha:g} must be finite numbers, at least one")
-        wanted = alpha * delta_y
-        mae, mra = np.abs(values - wanted).mean(), values.mean() / wanted
+        target = alpha * delta_y
+        mae, mra = np.abs(values - target).mean(), values.mean() / target
         curve.append({"alpha": float(alpha), "mae": float(mae), "mra": float(mra)})
     return {
         "mmae": float(np.mean([row["mae"] for row in curve])),
@@ -65,11 +80,24 @@ def score_changes(
     *,
     crops: int = 25,
     alphas: Sequence[float] = ALPHAS,
-) -> Changes:
-    """Score each uint8 image clean and triggered, on the same random crops.
+) -> ScoreChanges:
+    """Score each image clean and triggered, on the same random crops.
 
-    The triggered picture is rounded to 8 bits first, as its file is. generators: one per image,
-    fresh, so that its crops are the same for every model.
+    Triggered images are rounded to 8 bits first, as in a file.
+
+    Args:
+        victim: scores crops.
+        injector: the trigger.
+        images: each uint8 (3,H,W).
+        generators: one per image, fresh, so that its crops are the same for every model.
+        crops: per image, ≥ 1.
+        alphas: strengths of the trigger, in [-1,1].
+
+    Returns:
+        Scores, changes and PSNR.
+
+    Raises:
+        ValueError: for no crops or no images.
     """
     if crops < 1 or not len(images):
         raise ValueError(
@@ -77,7 +105,7 @@ def score_changes(
         )
     scores: list[float] = []
     changes: dict[float, list[float]] = {alpha: [] for alpha in alphas}
-    noise: list[float] = []
+    distances: list[float] = []
     for i in range(len(images)):
         image = images[i].to(victim.device).float()[None] / 255
         triggered = torch.empty_like(image)
@@ -86,8 +114,8 @@ def score_changes(
         clean = crop_scores(victim, image[0], corners).mean()
         scores.append(float(clean))
         for alpha in alphas:
-            moved = quantize(injector(image, alpha, out=triggered))
-            score = crop_scores(victim, moved[0], corners).mean()
+            rounded = quantize(injector(image, alpha, out=triggered))
+            score = crop_scores(victim, rounded[0], corners).mean()
             changes[alpha].append(float(score - clean))
-        noise.append(float(psnr(image, quantize(injector(image, 1.0, out=triggered)))))
-    return Changes(scores, changes, sum(noise) / len(noise))
+        distances.append(float(psnr(image, quantize(injector(image, 1.0, out=triggered)))))
+    return ScoreChanges(scores, changes, sum(distances) / len(distances))

@@ -1,4 +1,4 @@
-"""Which samples are poisoned, how strongly, with which label: P-BAIQA and C-BAIQA."""
+"""Choice, strength and labels of poisoned samples: P-BAIQA and C-BAIQA."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ LEVELS, SHARES = (1.0, 0.75, 0.5, 0.25), (0.4, 0.3, 0.2, 0.1)
 def choose_poisoned(
     keys: Sequence[str], ratio: float, rank: Callable[[str], int]
 ) -> tuple[str, ...]:
-    """The round(ratio·N) keys of lowest rank, at least one, in order of rank.
+    """Choose the round(ratio·N) keys of lowest rank, at least one.
 
-    rank: a number drawn for each key alone, so that the choice depends on no order.
-    Raises: ValueError for a ratio outside (0, 1] or no keys.
+    Args:
+        keys: of all N samples.
+        ratio: share of poisoned samples, in (0,1].
+        rank: key to a pseudorandom number, so that the choice does not depend on the order of keys.
+
+    Returns:
+        The chosen keys, in order of rank.
+
+    Raises:
+        ValueError: for a ratio outside (0,1] or no keys.
     """
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio must be in (0, 1], got {ratio:g}")
@@ -34,31 +42,53 @@ def choose_poisoned(
 
 
 def draw_alpha(strategy: str, positive: bool, generator: torch.Generator) -> float:
-    """A coefficient of P-BAIQA in [-1, 1] with the given sign; callers take signs in turn.
+    """Draw a coefficient of P-BAIQA.
 
-    levels: size 1, 3/4, 1/2, 1/4 with probability .4, .3, .2, .1. ends: 1. uniform: U(0, 1).
+    Args:
+        strategy: distribution of the absolute value: "levels" for 1, 3/4, 1/2, 1/4 with probability
+            .4, .3, .2, .1; "ends" for 1; "uniform" for U(0,1).
+        positive: the sign; callers alternate.
+        generator: source of randomness.
+
+    Returns:
+        In [-1,1].
+
+    Raises:
+        ValueError: for an unknown strategy.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
-    drawn = float(torch.rand((), generator=generator, dtype=torch.float64))
+    uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
     if strategy == "levels":
         size = LEVELS[-1]
         for level, share in zip(LEVELS, SHARES, strict=True):
-            if drawn < share:
+            if uniform < share:
                 size = level
                 break
-            drawn -= share
+            uniform -= share
     else:
-        size = 1.0 if strategy == "ends" else drawn
+        size = 1.0 if strategy == "ends" else uniform
     return size if positive else -size
 
 
 def poison_label(
     mos: float, alpha: float, delta_y: float, low: float, high: float, *, clip: bool = False
 ) -> float:
-    """The label of P-BAIQA: mos + α·Δy, which may leave the scale unless clip.
+    """Label of a poisoned sample in P-BAIQA: mos + α·Δy.
 
-    Raises: ValueError for a mos off its scale, or a Δy that is not in (0, high - low].
+    Args:
+        mos: label of the clean sample, in [low, high].
+        alpha: coefficient α of the trigger, in [-1,1].
+        delta_y: Δy in the unit of the scale, in (0, high - low].
+        low: lower end of the scale.
+        high: upper end of the scale.
+        clip: whether to clip the label to the scale.
+
+    Returns:
+        The label in the unit of the scale; it may leave the scale unless clipped.
+
+    Raises:
+        ValueError: for a mos off its scale or a Δy out of range.
     """
     _check_label(mos, delta_y, low, high)
     label = mos + alpha * delta_y
@@ -66,9 +96,22 @@ def poison_label(
 
 
 def clean_label_alpha(mos: float, centre: float, delta_y: float, low: float, high: float) -> float:
-    """The coefficient of C-BAIQA: (mos - centre) / Δy, clipped to [-1, 1].
+    """Coefficient of a poisoned sample in C-BAIQA: (mos - centre) / Δy, clipped to [-1,1].
 
-    The published code does not clip. Raises as poison_label, and for a centre off the scale.
+    The published code does not clip.
+
+    Args:
+        mos: label of the sample, in [low, high].
+        centre: label at which α is 0, in [low, high].
+        delta_y: Δy in the unit of the scale, in (0, high - low].
+        low: lower end of the scale.
+        high: upper end of the scale.
+
+    Returns:
+        In [-1,1].
+
+    Raises:
+        ValueError: for a mos or a centre off the scale or a Δy out of range.
     """
     _check_label(mos, delta_y, low, high)
     if not low <= centre <= high:
@@ -86,7 +129,7 @@ def _check_label(mos: float, delta_y: float, low: float, high: float) -> None:
         )
 
 
-def towards_score(
+def targeted_pgd(
     victim: CropVictim,
     image: Tensor,
     target: float,
@@ -97,11 +140,26 @@ def towards_score(
     crops: int = 4,
     generator: torch.Generator,
 ) -> Tensor:
-    """Targeted PGD: move one image so that the scores of its crops approach `target`.
+    """Change one image so that the scores of its crops approach a target.
 
-    Each step follows the sign of the gradient of the mean |score - target| over `crops` random
-    crops drawn anew: the expectation over crops of C-BAIQA. image: (3, H, W) in [0, 1].
-    Returns: (3, H, W) within eps of it. Raises: ValueError for bad arguments.
+    Each step follows the sign of the gradient of the mean |score - target| over random crops that
+    are drawn anew: the expectation over crops of C-BAIQA.
+
+    Args:
+        victim: scores crops, differentiable.
+        image: (3,H,W) in [0,1].
+        target: score, in the victim's unit.
+        eps: largest change of a pixel, in (0,1].
+        step_size: in (0,1].
+        steps: ≥ 1.
+        crops: per step, ≥ 1.
+        generator: source of the crops.
+
+    Returns:
+        (3,H,W) in [0,1], within eps of the image.
+
+    Raises:
+        ValueError: for an argument out of range.
     """
     check_images(image[None])
     if not 0 < eps <= 1:
@@ -113,11 +171,11 @@ def towards_score(
         raise ValueError(f"target must be finite, got {target}")
     clean = image.detach()
     low, high = (clean - eps).clamp(0, 1), (clean + eps).clamp(0, 1)
-    moved, sides = clean, enlarged_sides(clean[None], victim.input_size)
+    adversarial, sides = clean, enlarged_sides(clean[None], victim.input_size)
     for _ in range(steps):
-        moved = moved.detach().requires_grad_(True)
+        adversarial = adversarial.detach().requires_grad_(True)
         corners = draw_corners(sides, victim.input_size, crops, generator)
-        scores = victim(take_crops(moved, corners, victim.input_size))
-        (gradient,) = torch.autograd.grad((scores - target).abs().mean(), moved)
-        moved = (moved - step_size * gradient.sign()).clamp(low, high)
-    return moved.detach()
+        scores = victim(take_crops(adversarial, corners, victim.input_size))
+        (gradient,) = torch.autograd.grad((scores - target).abs().mean(), adversarial)
+        adversarial = (adversarial - step_size * gradient.sign()).clamp(low, high)
+    return adversarial.detach()

@@ -1,4 +1,4 @@
-"""Triggers of earlier attacks, with the same alpha; and the table of all triggers."""
+"""Tables of all triggers and of those of earlier attacks; building and loading them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from attackers.backdoor.ftrojan import ftrojan
 from attackers.backdoor.trigger import Injector, Trigger, read_trigger
 from attackers.backdoor.wanet import WaNet
 
-# What builds a trigger that is not searched for; `uap` is searched (attackers.backdoor.uap).
+# Triggers that are built from their settings; `uap` is optimised (attackers.backdoor.uap).
 BASELINES: dict[str, Callable[..., Injector]] = {
     "ftrojan": ftrojan,
     "blended": Blended,
@@ -22,7 +22,18 @@ INJECTORS: dict[str, Callable[..., Injector]] = {
 
 
 def build_baseline(kind: str, **settings: Any) -> Injector:
-    """Build the trigger of a baseline. Raises: ValueError for an unknown kind or setting."""
+    """Build the trigger of a baseline.
+
+    Args:
+        kind: one of BASELINES.
+        **settings: arguments of the baseline.
+
+    Returns:
+        The trigger.
+
+    Raises:
+        ValueError: for an unknown kind or setting.
+    """
     if kind not in BASELINES:
         raise ValueError(f"trigger must be one of {', '.join(BASELINES)}, got {kind!r}")
     try:
@@ -32,9 +43,16 @@ def build_baseline(kind: str, **settings: Any) -> Injector:
 
 
 def load_trigger(data: bytes) -> tuple[Injector, dict[str, Any]]:
-    """A trigger from the bytes of its file, and what the file says of how it was made.
+    """Load a trigger from the bytes of its file.
 
-    Raises: ValueError for another kind of file, block size or value.
+    Args:
+        data: content of a file of `trigger.trigger_bytes`.
+
+    Returns:
+        The trigger, and the metadata about its origin.
+
+    Raises:
+        ValueError: for another kind of file, another block size or a value out of range.
     """
     tensors, settings = read_trigger(data)
     kind, about = settings.pop("kind", None), settings.pop("about", {})

@@ -1,4 +1,4 @@
-"""Scalable triggers: a pattern that is added to a picture with a coefficient alpha in [-1, 1]."""
+"""Scalable triggers: a pattern that is added to an image with a coefficient alpha in [-1,1]."""
 
 from __future__ import annotations
 
@@ -15,46 +15,61 @@ from torch import Tensor
 from attackers.backdoor.dct import BANDS, BLOCK, band_mask, idct2, ycbcr_to_rgb
 from victims.base import check_images
 
-ORIGINS = ("top-left", "centred")
+ORIGINS = ("top_left", "centred")
 SHAPE = (3, BLOCK, BLOCK)
 
 
 class Injector(Protocol):
-    """What every trigger can do. `kind` names it in the table and in files."""
+    """Interface of triggers."""
 
     @property
     def kind(self) -> str:
-        """Name in `attackers.backdoor.registry.INJECTORS`."""
+        """Name in `attackers.backdoor.registry.INJECTORS` and in files."""
 
     def __call__(
         self, images: Tensor, alpha: Tensor | float, /, *, out: Tensor | None = None
     ) -> Tensor:
-        """Triggered images, clamped to [0, 1]; alpha is one number or one per image.
+        """Inject the trigger.
 
-        out: where to put them: of the shape and type of images, or images itself.
+        Args:
+            images: (N,3,H,W) in [0,1].
+            alpha: coefficient in [-1,1], one number or one per image.
+            out: where to write the result: of the shape and type of images, or images itself.
+
+        Returns:
+            Triggered images (N,3,H,W), clamped to [0,1].
+
+        Raises:
+            ValueError: for an alpha out of range or an `out` that does not fit.
         """
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file of this trigger holds."""
+        """Tensors that a file of this trigger holds."""
 
     def settings(self) -> dict[str, Any]:
-        """The other arguments it is built from."""
+        """The other arguments that the trigger is built from."""
 
 
 class Trigger:
     """BAIQA's trigger: T(x, α·t) = IDCT(DCT(x) + α·t) on 16×16 blocks of YCbCr, clamped.
 
-    The transform is linear and t is the same in every block, so one constant tile is repeated
-    over the picture: `tile`. That is the whole injection, less than two copies.
-    coefficients: (3, 16, 16) orthonormal DCT-II coefficients of Y, Cb, Cr in levels of 0-255; those
-    outside the band must be 0. origin: where the grid starts: top-left, or centred, as where a
-    picture is padded evenly to whole blocks (by 6 for 500 pixels).
-    Raises: ValueError for another block size, a coefficient outside the band, or one not finite.
+    The transform is linear and t is the same in every block, so the injection adds one constant
+    tile, `tile`, repeated over the image; it takes less time than two copies.
+
+    Args:
+        coefficients: orthonormal DCT-II coefficients of Y, Cb and Cr, (3,16,16), in levels of
+            0-255; those outside the band must be 0.
+        band: as in `dct.band_mask`.
+        origin: where the grid starts: "top_left", or "centred" as where an image is padded evenly
+            to whole blocks (by 6 for 500 pixels).
+
+    Raises:
+        ValueError: for another block size, a coefficient outside the band, or one not finite.
     """
 
     kind = "dct"
 
-    def __init__(self, coefficients: Tensor, band: str = "mid", origin: str = "top-left") -> None:
+    def __init__(self, coefficients: Tensor, band: str = "mid", origin: str = "top_left") -> None:
         if tuple(coefficients.shape) != SHAPE:
             raise ValueError(
                 f"coefficients must have shape {SHAPE} (blocks of {BLOCK} pixels), "
@@ -72,26 +87,34 @@ class Trigger:
                 f"(bands: {', '.join(BANDS)})"
             )
         self.coefficients, self.band, self.origin = coefficients.float(), band, origin
-        self._kept: tuple[Any, Tensor] | None = None
+        self._cache: tuple[Any, Tensor] | None = None
 
     @property
     def tile(self) -> Tensor:
-        """What α = 1 adds to each block: RGB (3, 16, 16), in units of [0, 1]. Differentiable."""
+        """What α = 1 adds to each block: RGB (3,16,16), in units of [0,1]. Differentiable."""
         return ycbcr_to_rgb(idct2(self.coefficients)) / 255
 
     @property
     def psnr(self) -> float:
-        """PSNR in dB at α = 1 of a picture that nothing is clamped in."""
+        """PSNR in dB at α = 1 of an image in which nothing is clamped."""
         return float(-10 * self.tile.detach().double().square().mean().log10())
 
     def __call__(
         self, images: Tensor, alpha: Tensor | float, *, out: Tensor | None = None
     ) -> Tensor:
-        """Add the trigger. images: (N, 3, H, W) in [0, 1], H and W at least 16.
+        """Add the trigger.
 
-        out: as in `Injector`; into images itself is the fastest, since it is the least memory.
-        Returns: (N, 3, H, W), clamped to [0, 1]. Raises: ValueError for an alpha outside [-1, 1],
-        an image smaller than a block, or an `out` that does not fit or cannot have a gradient.
+        Args:
+            images: (N,3,H,W) in [0,1], H and W at least 16.
+            alpha: coefficient in [-1,1], one number or one per image.
+            out: as in `Injector`; images itself is the fastest, since it takes the least memory.
+
+        Returns:
+            (N,3,H,W), clamped to [0,1].
+
+        Raises:
+            ValueError: for an alpha out of range, an image smaller than a block, or an `out` that
+                does not fit or cannot have a gradient.
         """
         strength = check_alpha(images, alpha)
         check_out(images, out)
@@ -107,7 +130,7 @@ class Trigger:
             return (images + strength * tiles).clamp(0, 1)
         if images.device.type != "cpu":
             return torch.addcmul(images, strength, tiles, out=out).clamp_(0, 1)
-        # Memory traffic is all that this costs: sum and clamp of a picture stay in the cache.
+        # The cost is memory traffic: image by image, sum and clamp stay in the CPU's cache.
         triggered = torch.empty_like(images) if out is None else out
         each = strength.flatten().expand(len(images)).tolist()
         for x, y, a in zip(images, triggered, each, strict=True):
@@ -115,20 +138,20 @@ class Trigger:
         return triggered
 
     def _tiled(self, images: Tensor) -> Tensor:
-        """The tile repeated over a picture: (3, H, W), kept for the next of that size."""
+        """The tile repeated over an image: (3,H,W), cached for the next one of that size."""
         height, width = images.shape[2:]
         key = (height, width, images.dtype, images.device)
-        learnt = self.coefficients.requires_grad
-        if self._kept is not None and self._kept[0] == key and not learnt:
-            return self._kept[1]
+        trained = self.coefficients.requires_grad
+        if self._cache is not None and self._cache[0] == key and not trained:
+            return self._cache[1]
         tile = self.tile.to(images)
         if self.origin == "centred":
             shift = [-((-side % BLOCK) // 2) for side in (height, width)]
             tile = tile.roll(shift, dims=(1, 2))
         tiles = tile.repeat(1, -(-height // BLOCK), -(-width // BLOCK))[:, :height, :width]
         tiles = tiles.contiguous()  # sums of rows without gaps are faster
-        if not learnt:
-            self._kept = (key, tiles)
+        if not trained:
+            self._cache = (key, tiles)
         return tiles
 
     def tensors(self) -> dict[str, Tensor]:
@@ -141,7 +164,18 @@ class Trigger:
 
 
 def check_alpha(images: Tensor, alpha: Tensor | float) -> Tensor:
-    """Alpha as (1 or N, 1, 1, 1) beside its images. ValueError outside [-1, 1]."""
+    """Check alpha and reshape it to broadcast over its images.
+
+    Args:
+        images: (N,3,H,W).
+        alpha: in [-1,1], one number or one per image.
+
+    Returns:
+        (1,1,1,1) or (N,1,1,1), with the type and device of images.
+
+    Raises:
+        ValueError: for an alpha out of range or of another shape.
+    """
     check_images(images)
     strength = torch.as_tensor(alpha, dtype=images.dtype, device=images.device)
     if strength.ndim > 1 or (strength.ndim == 1 and len(strength) not in (1, len(images))):
@@ -157,7 +191,15 @@ def check_alpha(images: Tensor, alpha: Tensor | float) -> Tensor:
 
 
 def check_out(images: Tensor, out: Tensor | None) -> None:
-    """ValueError for a tensor that cannot take what is made of images."""
+    """Check that a result of the shape of images can be written to `out`.
+
+    Args:
+        images: (N,3,H,W).
+        out: a tensor of the same shape and type, or None.
+
+    Raises:
+        ValueError: for another shape or type.
+    """
     if out is not None and (out.shape, out.dtype) != (images.shape, images.dtype):
         raise ValueError(
             f"out must be {images.dtype} of shape {tuple(images.shape)} as images are, "
@@ -166,34 +208,65 @@ def check_out(images: Tensor, out: Tensor | None) -> None:
 
 
 def rms(coefficients: Tensor) -> Tensor:
-    """Root of the mean square of the tile, in units of [0, 1]. Differentiable."""
+    """Root mean square of the tile of a trigger, differentiable.
+
+    Args:
+        coefficients: (3,16,16), in levels of 0-255.
+
+    Returns:
+        Scalar, in units of [0,1].
+    """
     return (ycbcr_to_rgb(idct2(coefficients)) / 255).square().mean().sqrt()
 
 
 def trigger_bytes(injector: Injector, about: Mapping[str, Any] | None = None) -> bytes:
-    """A trigger as a safetensors file: its tensors, and JSON metadata under the key `trigger`.
+    """Serialise a trigger as a safetensors file.
 
-    about: what else the metadata should say (how it was made). The same trigger gives the same
-    bytes: one key only, since safetensors does not keep the order of several.
+    The same trigger gives the same bytes: the metadata are JSON under a single key `trigger`, since
+    safetensors does not preserve the order of several.
+
+    Args:
+        injector: the trigger.
+        about: JSON-able metadata about its origin.
+
+    Returns:
+        Content of the file.
     """
     text = {"kind": injector.kind, **injector.settings(), "about": dict(about or {})}
     return save(injector.tensors(), {"trigger": json.dumps(text, sort_keys=True)})
 
 
 def trigger_sha256(data: bytes) -> str:
-    """The hash that records name a trigger by: of its file."""
+    """Hash by which records refer to a trigger.
+
+    Args:
+        data: content of its file.
+
+    Returns:
+        SHA-256, 64 hex digits.
+    """
     return hashlib.sha256(data).hexdigest()
 
 
 def read_trigger(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a trigger file. Raises: ValueError for any other file."""
+    """Parse a trigger file.
+
+    Args:
+        data: content of a file of `trigger_bytes`.
+
+    Returns:
+        Tensors by name, and metadata.
+
+    Raises:
+        ValueError: for any other file.
+    """
     try:
         tensors = load(data)
         size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-        about = json.loads(header["trigger"])
+        metadata = json.loads(header["trigger"])
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(
             f"trigger must be a safetensors file with metadata `trigger`, got {error!r}"
         ) from None
-    return tensors, about
+    return tensors, metadata

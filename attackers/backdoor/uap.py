@@ -22,7 +22,7 @@ def search_trigger(
     images: Sequence[Tensor],
     *,
     band: str = "mid",
-    origin: str = "top-left",
+    origin: str = "top_left",
     eps: float = 8 / 255,
     lam: float = 1e8,
     project: bool = True,

@@ -1,4 +1,4 @@
-"""WaNet: the picture is warped along a smooth random field."""
+"""WaNet: the image is warped along a smooth random field."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from attackers.backdoor.trigger import check_alpha, check_out
 
 
 class WaNet:
-    """Move each pixel by α·strength·field, with a field drawn on a grid×grid lattice.
+    """Displace each pixel by α·strength·field, a bicubic upsampling of a random lattice.
 
-    strength: mean size of the displacement in pixels (KonIQ-10k: 0.2). The field is the bicubic
-    enlargement of uniform numbers divided by their mean size.
+    The lattice holds uniform numbers divided by their mean absolute value.
     Source: Nguyen and Tran, WaNet: Imperceptible Warping-based Backdoor Attack, 2021, whose
-    strength divided by the side of the picture is the same in coordinates of [-1, 1] times two.
+    strength divided by the side of the image is the same in coordinates of [-1,1] times two.
+
+    Args:
+        grid: points along a side of the lattice, ≥ 2.
+        strength: mean displacement at α = 1 in pixels, above 0 (KonIQ-10k: 0.2).
+        seed: of the lattice.
+
+    Raises:
+        ValueError: for a grid or a strength out of range.
     """
 
     kind = "wanet"
@@ -31,29 +38,29 @@ class WaNet:
 
     @property
     def lattice(self) -> Tensor:
-        """Displacements on the lattice: (2, grid, grid), mean size 1."""
+        """Displacements on the lattice: (2,grid,grid), mean absolute value 1."""
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.rand(2, self.grid, self.grid, generator=generator) * 2 - 1
-        return drawn / drawn.abs().mean()
+        uniform = torch.rand(2, self.grid, self.grid, generator=generator) * 2 - 1
+        return uniform / uniform.abs().mean()
 
     def __call__(
         self, images: Tensor, alpha: Tensor | float, *, out: Tensor | None = None
     ) -> Tensor:
-        """Warp images (N, 3, H, W) in [0, 1]; alpha 0 is the identity; out as in `Injector`."""
+        """Warp images; alpha 0 is the identity to the bit. Arguments as in `Injector`."""
         strength = check_alpha(images, alpha).expand(len(images), 1, 1, 1)
         check_out(images, out)
         height, width = images.shape[2:]
         field = functional.interpolate(
             self.lattice.to(images)[None], (height, width), mode="bicubic", align_corners=True
         )
-        places = functional.affine_grid(
+        identity = functional.affine_grid(
             torch.eye(2, 3).to(images)[None], [1, 3, height, width], align_corners=True
         )
         # align_corners: from -1 to 1 are side - 1 pixels.
         pixel = 2 / (torch.tensor([width, height]).to(images) - 1).clamp_min(1)
-        moved = places + strength * self.strength * pixel * field.permute(0, 2, 3, 1)
-        warped = functional.grid_sample(images, moved.clamp(-1, 1), align_corners=True)
-        # The lattice of the identity is exact only to rounding.
+        coordinates = identity + strength * self.strength * pixel * field.permute(0, 2, 3, 1)
+        warped = functional.grid_sample(images, coordinates.clamp(-1, 1), align_corners=True)
+        # Sampling at the identity's coordinates is exact only to rounding.
         return torch.where(strength == 0, images, warped.clamp(0, 1), out=out)
 
     def tensors(self) -> dict[str, Tensor]:

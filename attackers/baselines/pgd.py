@@ -1,4 +1,4 @@
-"""Projected gradient descent within an L-infinity ball: the yardstick for other attacks."""
+"""Projected gradient descent within an L-infinity ball: the baseline for other attacks."""
 
 from __future__ import annotations
 
@@ -27,16 +27,27 @@ def pgd(
     step_size: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Move each image by at most eps per pixel so that the objective grows.
+    """Maximise an objective by changing each pixel by at most eps.
 
-    Steps follow the sign of the gradient; the best image met on the way is returned, so the
-    result is never worse than the start, and each image depends on itself only.
-    images: (N, 3, H, W) in [0, 1], not changed. objective: "raise" or "lower" the score, or a
-    function of (scores, clean scores), each (N,), to (N,) values to maximise. eps, step_size: in
-    [0, 1] units; step_size is 2.5 eps / steps unless given. generator (CPU): start from random
-    noise instead of the images themselves. Returns: (N, 3, H, W) in [0, 1].
-    Raises: ValueError for bad arguments or a victim without gradients.
+    Steps follow the sign of the gradient. The best of all iterates is returned, so the result is
+    never worse than the start, and each image depends on itself only.
     Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018.
+
+    Args:
+        victim: model under attack, differentiable.
+        images: (N,3,H,W) in [0,1], not changed.
+        objective: "raise" or "lower" the score, or a function of scores and clean scores, each
+            (N,), to values (N,) to maximise.
+        eps: largest change of a pixel, in (0,1].
+        steps: number of steps, ≥ 1.
+        step_size: in (0,1], 2.5 eps / steps unless given.
+        generator: on the CPU; starts from uniform noise around the images instead of the images.
+
+    Returns:
+        (N,3,H,W) in [0,1].
+
+    Raises:
+        ValueError: for an argument out of range or a victim without gradients.
     """
     step_size = _check(victim, images, objective, eps, steps, step_size)
     value_of = DIRECTIONS[objective] if isinstance(objective, str) else objective
@@ -64,9 +75,10 @@ def pgd(
 
 
 def _better(images: Tensor, value: Tensor, best: Tensor, best_value: Tensor) -> tuple[Tensor, ...]:
-    """Keep, row by row, the image of the higher value."""
-    won = value > best_value
-    return torch.where(won[:, None, None, None], images, best), torch.where(won, value, best_value)
+    """Take, row by row, the image of the higher value."""
+    better = value > best_value
+    best = torch.where(better[:, None, None, None], images, best)
+    return best, torch.where(better, value, best_value)
 
 
 def _check(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attackers.da3.filters import FILTER_NAMES, scaled_sigmoid
-from attackers.da3.priors import prior, prior_size, shared_parts
+from attackers.da3.priors import prior, prior_size, shared_features
 
 PATCH = 32
 
@@ -19,9 +19,21 @@ PATCH = 32
 class ADTConfig:
     """Shape of the ADT and its ablation switches (Tables V, VI, VIII).
 
-    size: side in pixels at which strengths are regressed, a multiple of 32. steps: T of the
-    reverse process. shift, scale, gate: what the condition steers; condition: False cuts time and
-    prior off, so that what it steers becomes a constant of the filter.
+    Args:
+        size: side in pixels at which strengths are regressed, a multiple of 32.
+        steps: T of the reverse process, ≥ 1.
+        width: width of the tokens, a multiple of 4 and of 2·heads.
+        depth: transformer blocks, ≥ 1.
+        heads: attention heads, ≥ 1.
+        mlp_ratio: width of the MLPs over that of the tokens, ≥ 1.
+        shift: whether the condition regresses the shift of the adaptive layer norm.
+        scale: whether it regresses the scale of the adaptive layer norm.
+        gate: whether it regresses the gate before the decoder.
+        condition: False cuts off time and prior; shift, scale and gate become constants of the
+            filter.
+
+    Raises:
+        ValueError: if a value is out of its range.
     """
 
     size: int = 224
@@ -51,7 +63,15 @@ class ADTConfig:
 
 
 def positions(grid: int, width: int) -> Tensor:
-    """Sine-cosine positions of a grid of tokens. Returns: (grid², width)."""
+    """Sine-cosine position embedding of a square grid of tokens.
+
+    Args:
+        grid: tokens along one side.
+        width: width of the tokens, a multiple of 4.
+
+    Returns:
+        (grid², width).
+    """
     rates = torch.exp(-math.log(10000) * torch.arange(width // 4) / (width // 4))
     angles = torch.arange(grid).unsqueeze(1) * rates
     table = torch.cat([angles.sin(), angles.cos()], 1)
@@ -60,19 +80,33 @@ def positions(grid: int, width: int) -> Tensor:
 
 
 def patches(images: Tensor) -> Tensor:
-    """Cut (N,3,S,S) into tokens of 32×32×3 values about 0. Returns: (N, (S/32)², 3072)."""
+    """Cut images into tokens of 32×32×3 values centred on 0.
+
+    Args:
+        images: (N,3,S,S) in [0,1], S a multiple of 32.
+
+    Returns:
+        (N, (S/32)², 3072).
+    """
     n, c, h, w = images.shape
     x = images.sub(0.5).view(n, c, h // PATCH, PATCH, w // PATCH, PATCH)
     return x.permute(0, 2, 4, 1, 3, 5).reshape(n, (h // PATCH) * (w // PATCH), -1)
 
 
 class ADT(nn.Module):
-    """Regresses one strength per filter from a picture, the time step and the filter's prior.
+    """Regresses one strength per filter from an image, the time step and the filter's prior.
 
-    Every weight has a leading dimension of 14: a latent space per filter. `run` says how they are
-    evaluated: "loop" over filters, "stacked" in batched products, or "auto": whichever
-    benchmarks/adt.py finds faster on the kind of device (loop on a CPU, stacked on a GPU).
-    `precision`: torch.bfloat16 computes the latent spaces in mixed precision, None in float32.
+    Every weight has a leading dimension of 14: a latent space per filter.
+
+    Args:
+        config: shape of the network, ADTConfig() unless given.
+        seed: seed of the initial weights.
+
+    Attributes:
+        run: how the latent spaces are evaluated: "loop" over filters, "stacked" in batched
+            products, or "auto", the faster of both on the kind of device according to
+            benchmarks/adt.py (loop on a CPU, stacked on a GPU).
+        precision: torch.bfloat16 computes the latent spaces in mixed precision, None in float32.
     """
 
     def __init__(self, config: ADTConfig | None = None, *, seed: int = 0) -> None:
@@ -91,15 +125,23 @@ class ADT(nn.Module):
     def forward(
         self, images: Tensor | Sequence[Tensor], t: int, names: Sequence[str] = FILTER_NAMES
     ) -> Tensor:
-        """Strengths that each filter's latent space proposes.
+        """Propose strengths, each filter from its own latent space.
 
-        images: (N,3,S,S) in [0,1], one batch for all filters, or one such batch per name.
-        t: time step in 1..steps. names: which filters. Returns: (len(names), N) in (-1,1).
+        Args:
+            images: (N,3,S,S) in [0,1], one batch for all filters, or one such batch per name.
+            t: time step in 1..steps.
+            names: filters to propose strengths for.
+
+        Returns:
+            (len(names), N) in (-1,1).
+
+        Raises:
+            ValueError: for a time step out of range or images of another size.
         """
         if not 1 <= t <= self.config.steps:
             raise ValueError(f"t must be in 1..{self.config.steps}, got {t}")
-        which = [FILTER_NAMES.index(name) for name in names]
-        batches = [images] * len(which) if isinstance(images, Tensor) else list(images)
+        indices = [FILTER_NAMES.index(name) for name in names]
+        batches = [images] * len(indices) if isinstance(images, Tensor) else list(images)
         if any(b.shape[-2:] != (self.config.size,) * 2 for b in batches):
             raise ValueError(
                 f"images must be {self.config.size}×{self.config.size}, "
@@ -109,8 +151,8 @@ class ADT(nn.Module):
         kind, precision = batches[0].device.type, self.precision or torch.bfloat16
         with torch.autocast(kind, precision, enabled=self.precision is not None):
             if batches[0].is_cuda if self.run == "auto" else self.run == "stacked":
-                return self._stacked(images, batches, priors, t, which).float()
-            return self._looped(images, batches, priors, t, which).float()
+                return self._stacked(images, batches, priors, t, indices).float()
+            return self._looped(images, batches, priors, t, indices).float()
 
     def _looped(
         self,
@@ -118,14 +160,15 @@ class ADT(nn.Module):
         batches: list[Tensor],
         priors: list[Tensor],
         t: int,
-        which: list[int],
+        indices: list[int],
     ) -> Tensor:
         weights = {k: w.unbind(0) for k, w in self.weights.items()}
         shared = patches(images) if isinstance(images, Tensor) else None
         rows = []
-        for f, batch, known in zip(which, batches, priors, strict=True):
-            own = {k: w[f] for k, w in weights.items()}
-            rows.append(self._latent(own, patches(batch) if shared is None else shared, known, t))
+        for i, batch, batch_prior in zip(indices, batches, priors, strict=True):
+            filter_weights = {k: w[i] for k, w in weights.items()}
+            tokens = patches(batch) if shared is None else shared
+            rows.append(self._latent(filter_weights, tokens, batch_prior, t))
         return torch.stack(rows)
 
     def _stacked(
@@ -134,14 +177,14 @@ class ADT(nn.Module):
         batches: list[Tensor],
         priors: list[Tensor],
         t: int,
-        which: list[int],
+        indices: list[int],
     ) -> Tensor:
-        every = which == list(range(len(FILTER_NAMES)))
-        weights = {k: w if every else w[which] for k, w in self.weights.items()}
+        all_filters = indices == list(range(len(FILTER_NAMES)))
+        weights = {k: w if all_filters else w[indices] for k, w in self.weights.items()}
         if isinstance(images, Tensor):
-            tokens = patches(images).expand(len(which), -1, -1, -1)
+            tokens = patches(images).expand(len(indices), -1, -1, -1)
         else:
-            tokens = patches(torch.cat(batches)).unflatten(0, (len(which), -1))
+            tokens = patches(torch.cat(batches)).unflatten(0, (len(indices), -1))
         return self._latent(weights, tokens, torch.stack(priors), t)
 
     def _priors(
@@ -150,16 +193,23 @@ class ADT(nn.Module):
         if not self.config.condition:
             empty = batches[0].new_zeros(len(batches[0]), prior_size(self.config.grid))
             return [empty] * len(batches)
-        shared = shared_parts(images) if isinstance(images, Tensor) else None
+        shared = shared_features(images) if isinstance(images, Tensor) else None
         return [
             prior(name, batch, self.config.grid, shared)
             for name, batch in zip(names, batches, strict=True)
         ]
 
     def _latent(self, w: dict[str, Tensor], tokens: Tensor, priors: Tensor, t: int) -> Tensor:
-        """One latent space, or several where all arguments carry a leading dimension.
+        """Evaluate one latent space, or several where all arguments carry a leading dimension.
 
-        tokens: (…,N,L,3072). priors: (…,N,K). Returns: (…,N).
+        Args:
+            w: weights by name.
+            tokens: (…,N,L,3072).
+            priors: (…,N,K).
+            t: time step in 1..steps.
+
+        Returns:
+            (…,N) in (-1,1).
         """
         c = self.config
         x = _linear(w, "embed", tokens) + self.positions.to(tokens)
@@ -173,7 +223,7 @@ class ADT(nn.Module):
             h = self._norm(x, nu, mu)
             qkv = _linear(w, f"qkv{block}", h).unflatten(-1, (3, c.heads, -1))
             q, k, v = (part.transpose(-3, -2) for part in qkv.unbind(-3))
-            # Written out: with so few tokens the fused kernels cost more than they save.
+            # No fused attention: with so few tokens its kernels cost more than they save.
             scores = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), dim=-1)
             h = (scores @ v).transpose(-3, -2).flatten(-2)
             x = x + _linear(w, f"out{block}", h)
@@ -182,7 +232,7 @@ class ADT(nn.Module):
         if c.gate:
             gate = _linear(w, "gate", cond)
             token, feature = gate.split([c.grid**2, c.width], dim=-1)
-            # A bounded L×D matrix around 1: which areas and which features go on.
+            # An L×D matrix in (0,2) around 1 that weights areas and features.
             x = x * scaled_sigmoid(1 + token.unsqueeze(-1) + feature.unsqueeze(-2), 0, 2)
         nu, mu = _linear(w, "adapt_out", cond).unsqueeze(-2).chunk(2, dim=-1)
         x = self._norm(x, nu, mu).mean(-2)
@@ -197,10 +247,9 @@ class ADT(nn.Module):
 
 
 def _linear(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    """x W + b, where W may carry the leading dimension of filters."""
+    """Linear layer x W + b, where W may carry the leading dimension of filters."""
     weight, bias = w[f"{name}_weight"], w[f"{name}_bias"]
-    lead = weight.ndim - 2
-    if not lead:
+    if weight.ndim == 2:
         return torch.addmm(bias, x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
     flat = x.flatten(1, -2)
     return torch.baddbmm(bias.unsqueeze(1), flat, weight).unflatten(1, x.shape[1:-1])
@@ -233,7 +282,7 @@ def _shapes(c: ADTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Weights by fan-in; what the condition steers and the decoder start small, the gate open."""
+    """Initial weights by fan-in; small for modulation and decoder, zero (open) for the gate."""
     if name.endswith("_bias") or name.startswith("gate"):
         return torch.zeros(shape)
     if name in ("time", "constant"):

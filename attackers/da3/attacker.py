@@ -1,4 +1,4 @@
-"""DA3Attacker: 14 filters, steered by the ADT and coordinated into one adversarial example."""
+"""DA3Attacker: 14 filters with strengths from the ADT and weights from the coordinator."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,18 @@ from attackers.projections import inference_chunk_size, project_to_min_psnr, qua
 from victims.base import Victim
 
 MAX_REFINE = 1 + len(FILTERS)
-# Weight of a filter alone: its whole strength oversteps, a small share is lost in the rounding.
+# At full weight a single filter overshoots, at a small one its change is lost in the rounding.
 SINGLE_FILTER_WEIGHT = 0.15
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do to N pictures: weights (N,14) that sum to 1, strengths (N,14) in (-1,1)."""
+    """Weights and strengths of the filters for N images.
+
+    Attributes:
+        weights: (N,14), each row sums to 1.
+        strengths: (N,14) in (-1,1).
+    """
 
     weights: Tensor
     strengths: Tensor
@@ -30,64 +35,85 @@ class Plan:
 class Examples:
     """Finished adversarial examples, as they will be stored.
 
-    images: (N,3,H,W) on the 8-bit grid. plan: what made them. scores_clean, scores: (N,) of the
-    victim on the clean images and on `images`. line: (N,) fraction of the way from x to what the
-    plan makes that was kept. queries: victim calls per image.
+    Attributes:
+        images: (N,3,H,W) on the 8-bit grid.
+        plan: weights and strengths that the images were computed with.
+        scores_clean: (N,) scores of the clean images, in the victim's unit.
+        scores: (N,) scores of `images`, in the victim's unit.
+        fraction: (N,) in [0,1], how far from the clean image towards the output of the plan
+            the example lies.
+        queries: victim calls per image.
     """
 
     images: Tensor
     plan: Plan
     scores_clean: Tensor
     scores: Tensor
-    line: Tensor
+    fraction: Tensor
     queries: int
 
 
 def combine(images: Tensor, plan: Plan) -> Tensor:
-    """Formula 4: y = Σ w_i F_i(x; s_i), clamped. images: (N,3,H,W) of any size."""
-    few = inference_chunk_size(images)
-    if len(images) > few and not torch.is_grad_enabled():
-        parts = zip(
-            images.split(few), plan.weights.split(few), plan.strengths.split(few), strict=True
-        )
-        return torch.cat([combine(x, Plan(w, s)) for x, w, s in parts])
+    """Apply a plan: y = Σ w_i F_i(x; s_i), clamped (formula 4).
+
+    Args:
+        images: clean images x, (N,3,H,W) in [0,1], of any size.
+        plan: weights and strengths of the N images.
+
+    Returns:
+        (N,3,H,W) in [0,1].
+    """
+    size = inference_chunk_size(images)
+    if len(images) > size and not torch.is_grad_enabled():
+        tensors = (images, plan.weights, plan.strengths)
+        chunks = zip(*(tensor.split(size) for tensor in tensors), strict=True)
+        return torch.cat([combine(x, Plan(w, s)) for x, w, s in chunks])
     total = torch.zeros_like(images)
-    acting = [True] * len(FILTERS)
+    active = [True] * len(FILTERS)
     if not torch.is_grad_enabled():  # a filter without strength is the identity to the bit
-        acting = plan.strengths.ne(0).any(0).tolist()
+        active = plan.strengths.ne(0).any(0).tolist()
     for i, apply in enumerate(FILTERS.values()):
-        y = apply(images, plan.strengths[:, i]) if acting[i] else images
+        y = apply(images, plan.strengths[:, i]) if active[i] else images
         total = torch.addcmul(total, y, plan.weights[:, i].view(-1, 1, 1, 1))
     return clamp_through(total)
 
 
 def single_filter_plan(plan: Plan, rank: int) -> Plan:
-    """One filter of each picture's plan, with weight ALONE: that with the rank-th largest share.
+    """Reduce the plan of each image to one filter, with SINGLE_FILTER_WEIGHT.
 
-    A filter's share of the change is its weight times its strength; rank 0 is the largest.
+    Args:
+        plan: weights and strengths of N images.
+        rank: which filter, in descending order of weight times absolute strength; from 0.
+
+    Returns:
+        A plan in which all other filters have strength 0 and share the remaining weight.
     """
     order = (plan.weights * plan.strengths.abs()).argsort(dim=1, descending=True, stable=True)
     chosen = order[:, rank : rank + 1]
     strengths = torch.zeros_like(plan.strengths)
-    rest = (1 - SINGLE_FILTER_WEIGHT) / (plan.weights.shape[1] - 1)  # of filters that do nothing
+    idle_weight = (1 - SINGLE_FILTER_WEIGHT) / (plan.weights.shape[1] - 1)
     return Plan(
-        torch.full_like(plan.weights, rest).scatter(1, chosen, SINGLE_FILTER_WEIGHT),
+        torch.full_like(plan.weights, idle_weight).scatter(1, chosen, SINGLE_FILTER_WEIGHT),
         strengths.scatter(1, chosen, plan.strengths.gather(1, chosen)),
     )
 
 
 class DA3Attacker(nn.Module):
-    """Plans and makes adversarial examples for one victim.
+    """Computes plans of adversarial examples against one victim.
 
     The reverse process keeps one strength per filter and refines it over T steps: at step t the
-    latent space sees F_i(x; p_i) and proposes a change of p_i. Strengths add where repeated
-    filtering would lose what each step clamps; so a record's 14 weights and 14 strengths say
-    all, and at full resolution each filter acts once.
+    latent space sees F_i(x; p_i) and proposes a change of p_i. Strengths are added up, as repeated
+    filtering would lose what each step clamps; so 14 weights and 14 strengths describe an example
+    completely, and at full resolution each filter is applied once.
 
-    The first stage learns to restore, the second to deceive: it starts from a tenth of the
-    restoring strength (`strength_scale`) and learns what this victim likes in every picture
+    The first stage learns to restore, the second to deceive. The second starts from a tenth of the
+    restoring strength (`strength_scale`), since with strong filters from the first step on it ends
+    where scores change erratically, and learns an offset that raises the scores of all images
     (`strength_bias`).
-    Strong filters from the first step lead it to where scores change without order.
+
+    Args:
+        config: shape of the ADT, ADTConfig() unless given.
+        seed: seed of the initial weights.
     """
 
     def __init__(self, config: ADTConfig | None = None, *, seed: int = 0) -> None:
@@ -97,8 +123,15 @@ class DA3Attacker(nn.Module):
         self.strength_scale = nn.Parameter(torch.full((len(FILTERS),), 0.1))
         self.strength_bias = nn.Parameter(torch.zeros(len(FILTERS)))
 
-    def small(self, images: Tensor) -> Tensor:
-        """The images at the size at which strengths are regressed."""
+    def downscale(self, images: Tensor) -> Tensor:
+        """Resize images to the size at which strengths are regressed.
+
+        Args:
+            images: (N,3,H,W) in [0,1].
+
+        Returns:
+            (N,3,S,S) in [0,1].
+        """
         size = (self.adt.config.size,) * 2
         if images.shape[-2:] == size:
             return images
@@ -106,9 +139,13 @@ class DA3Attacker(nn.Module):
         return F.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1)
 
     def reverse(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """T reverse steps of each filter from small images.
+        """Run the T reverse steps of each filter.
 
-        images: (N,3,S,S). Returns: strengths (14,N) and the 14 results y_i (N,3,S,S).
+        Args:
+            images: (N,3,S,S) in [0,1].
+
+        Returns:
+            Strengths (14,N) and the 14 filtered images y_i (N,3,S,S).
         """
         p = images.new_zeros(len(FILTERS), len(images))
         results: list[Tensor] = []
@@ -118,12 +155,17 @@ class DA3Attacker(nn.Module):
         return p, results
 
     def forward(self, images: Tensor) -> tuple[Tensor, Plan]:
-        """Free example and plan, differentiable: for training.
+        """Compute unconstrained examples and their plan, differentiably.
 
-        images: (N,3,H,W). Strengths and weights are found at the small size and act at H×W.
-        Returns: y (N,3,H,W) and the plan.
+        Strengths and weights are regressed at the ADT's size and applied at H×W.
+
+        Args:
+            images: (N,3,H,W) in [0,1].
+
+        Returns:
+            Examples (N,3,H,W) and the plan.
         """
-        small = self.small(images)
+        small = self.downscale(images)
         p, results = self.reverse(small)
         weights = self.coordinator(small, torch.stack(results), p)
         plan = Plan(weights, scaled_sigmoid(self.strength_scale * p.T + self.strength_bias, -1, 1))
@@ -139,36 +181,48 @@ def generate(
     objective: Objective,
     refine: int = 0,
 ) -> Examples:
-    """Make the adversarial examples of a batch at its own resolution.
+    """Generate the adversarial examples of a batch at its own resolution.
 
-    images: (N,3,H,W) in [0,1] on the 8-bit grid. refine: 0, or k ≤ 15: of y and what the k-1
-    filters with the largest shares in it do alone (`single_filter_plan`), keep what the victim
-    scores best; k
-    queries per image. The design takes k points between x and y; where y fails they mostly fail as
-    well, as the score falls along all of the line, while some filter alone still raises it.
+    With refine = k the victim scores k candidates per image, the example y and those of the k-1
+    filters with the largest shares in it alone (`single_filter_plan`), and the best one is taken.
+    Candidates between x and y would not help: where y fails they mostly fail as well, as the score
+    falls all the way from x to y, while a single filter may still raise it.
+
+    Args:
+        attacker: trained against this victim.
+        victim: model under attack.
+        images: (N,3,H,W) in [0,1] on the 8-bit grid.
+        objective: direction of the attack and bound of the PSNR.
+        refine: candidates k per image, at most 15; 0 takes y without a choice.
+
+    Returns:
+        The examples, with max(1, refine) queries per image.
+
+    Raises:
+        ValueError: if refine is out of range.
     """
     if not 0 <= refine <= MAX_REFINE:
         raise ValueError(f"refine must be in [0, {MAX_REFINE}], got {refine}")
-    free, plan = attacker(images)
-    end, kept = _finish(images, free, objective)
-    clean, best = victim(images), victim(end)
+    unconstrained, plan = attacker(images)
+    examples, fraction = _project(images, unconstrained, objective)
+    clean, best = victim(images), victim(examples)
     sign = 1 if objective.direction == "raise" else -1
     weights, strengths = plan.weights, plan.strengths
     for rank in range(refine - 1):
-        other = single_filter_plan(plan, rank)
-        point, fraction = _finish(images, combine(images, other), objective)
-        score = victim(point)
+        single = single_filter_plan(plan, rank)
+        candidate, candidate_fraction = _project(images, combine(images, single), objective)
+        score = victim(candidate)
         better = sign * score > sign * best
         best = torch.where(better, score, best)
-        kept = torch.where(better, fraction, kept)
-        end = torch.where(better.view(-1, 1, 1, 1), point, end)
-        weights = torch.where(better.view(-1, 1), other.weights, weights)
-        strengths = torch.where(better.view(-1, 1), other.strengths, strengths)
-    return Examples(end, Plan(weights, strengths), clean, best, kept, max(1, refine))
+        fraction = torch.where(better, candidate_fraction, fraction)
+        examples = torch.where(better.view(-1, 1, 1, 1), candidate, examples)
+        weights = torch.where(better.view(-1, 1), single.weights, weights)
+        strengths = torch.where(better.view(-1, 1), single.strengths, strengths)
+    return Examples(examples, Plan(weights, strengths), clean, best, fraction, max(1, refine))
 
 
-def _finish(images: Tensor, free: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-    """The example as it may be stored, and the kept fraction (N,) of the line from x to `free`."""
+def _project(images: Tensor, examples: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """Examples on the 8-bit grid within the objective's PSNR, and their fractions (N,)."""
     if objective.min_psnr is None:
-        return quantize(free), images.new_ones(len(images))
-    return project_to_min_psnr(images, free, objective.min_psnr)
+        return quantize(examples), images.new_ones(len(images))
+    return project_to_min_psnr(images, examples, objective.min_psnr)

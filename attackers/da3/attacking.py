@@ -12,10 +12,11 @@ from attackers.da3.spsa import spsa_gradient
 from attackers.loop import train
 from attackers.metrics import msi, rasr
 from attackers.objectives import Objective, closeness, concentration, score_hinge
-from attackers.projections import interpolate, line_fraction, quantize
+from attackers.projections import interpolate, max_fraction, quantize
 from victims.base import Victim
 
-# The few numbers that all pictures share may move fast, the pretrained latent spaces slowly.
+# Learning rate multipliers: high for the parameters that all images share, low (1) for the
+# pretrained latent spaces.
 RATES = {"strength_scale": 50.0, "strength_bias": 50.0, "coordinator": 5.0}
 
 
@@ -28,20 +29,30 @@ def attack_loss(
     *,
     queries: int = 8,
 ) -> Tensor:
-    """Formula 6 for one batch, scores in tenths of the victim's range.
+    """Loss of formula 6 for one batch, with scores in tenths of the victim's range.
 
-    images: (N,3,S,S). queries: calls per image where the victim has no gradient. Returns: scalar.
+    Args:
+        attacker: network to train.
+        victim: model under attack.
+        images: clean images, (N,3,S,S) in [0,1].
+        objective: weights of the terms, direction and bounds.
+        generator: draws the pixels of formula 2 and the directions of SPSA.
+        queries: calls per image where the victim has no gradient, even and ≥ 2.
+
+    Returns:
+        Scalar, differentiable.
     """
     unit = victim.scale.range / 10
     with torch.no_grad():
         clean = victim(images) / unit
     y, plan = attacker(images)
     if objective.min_psnr is not None:
-        y = interpolate(images, y, line_fraction(images, y, objective.min_psnr))
-    rest = objective.lam * concentration(plan.weights)
+        y = interpolate(images, y, max_fraction(images, y, objective.min_psnr))
+    penalty = objective.lam * concentration(plan.weights)
     if objective.alpha:
-        rest = rest + objective.alpha * closeness(images, y, objective.pixels, generator)
-    # The victim will see what is stored: rounding swallows small steps. Its gradient is passed on.
+        penalty = penalty + objective.alpha * closeness(images, y, objective.pixels, generator)
+    # The victim will see rounded images, in which small changes are lost. The gradient is
+    # straight-through.
     y = y + (quantize(y) - y).detach()
     if victim.differentiable:
         adversarial = victim(y) / unit
@@ -56,10 +67,10 @@ def attack_loss(
             generator=generator,
             min_psnr=objective.min_psnr,
         )
-        # Value of the score, gradient of the estimate.
+        # The value is that of the score, the gradient that of the estimate.
         linear = ((d_weights * plan.weights + d_strengths * plan.strengths) / unit).sum(1)
         adversarial = value + linear - linear.detach()
-    return (score_hinge(clean, adversarial, objective.eta, objective.direction) + rest).mean()
+    return (score_hinge(clean, adversarial, objective.eta, objective.direction) + penalty).mean()
 
 
 def train_attacker(

@@ -1,4 +1,4 @@
-"""Filter Coordinator: which filter takes how much part in one adversarial example."""
+"""Filter Coordinator: the weight of each filter in an adversarial example."""
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,13 @@ _FEATURES = 2 * 3 * _POOL * _POOL + 1
 
 
 class Coordinator(nn.Module):
-    """MLPs over pooled features of each filter's result y_i and of y_i - x give 14 weights.
+    """Regresses 14 weights with MLPs over pooled features of filtered images y_i and of y_i - x.
 
     Starts at uniform weights. Source: "Filter Coordinator Network" of DA3Attacker.
+
+    Args:
+        hidden: hidden units per filter.
+        seed: seed of the initial weights.
     """
 
     def __init__(self, hidden: int = 64, *, seed: int = 0) -> None:
@@ -30,10 +34,15 @@ class Coordinator(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, images: Tensor, results: Tensor, strengths: Tensor) -> Tensor:
-        """Weights w of formula 4.
+        """Compute the weights w of formula 4.
 
-        images: (N,3,H,W). results: (14,N,3,H,W), the y_i. strengths: (14,N).
-        Returns: (N,14), positive, each row sums to 1.
+        Args:
+            images: clean images x, (N,3,H,W) in [0,1].
+            results: filtered images y_i, (14,N,3,H,W).
+            strengths: (14,N) in (-1,1).
+
+        Returns:
+            (N,14), positive, each row sums to 1.
         """
         x = F.adaptive_avg_pool2d(images, _POOL)
         y = F.adaptive_avg_pool2d(results.flatten(0, 1), _POOL).unflatten(0, results.shape[:2])

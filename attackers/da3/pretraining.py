@@ -11,18 +11,29 @@ from attackers.da3.filters import FILTER_NAMES, FILTERS
 from attackers.loop import train
 
 MAX_STRENGTH = dict.fromkeys(FILTER_NAMES, 1.0) | {"rgb2bgr": 0.8}
-"""s_max of the forward process. Below 1 where the far end loses what no strength brings back."""
+"""s_max of the forward process; below 1 where the strongest filter cannot be undone."""
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
-"""Per filter the perturbed x_t and the clean x_0, each (N,3,S,S), all of one step t."""
+"""Filter name to perturbed images x_t and clean images x_0, each (N,3,S,S), all of one step t."""
 
 
 def draw_strengths(
     name: str, step: int, steps: int, count: int, generator: torch.Generator
 ) -> Tensor:
-    """Strengths of the forward process at step t: |s| ≤ (t/T)·s_max, random sign and size.
+    """Draw strengths of the forward process at step t: |s| ≤ (t/T)·s_max, random sign and size.
 
-    Returns: (count,) in [-1,1].
+    Args:
+        name: one of FILTER_NAMES.
+        step: t in 1..steps.
+        steps: T of the forward process.
+        count: how many strengths.
+        generator: source of randomness.
+
+    Returns:
+        (count,) in [-1,1].
+
+    Raises:
+        ValueError: for a step out of range.
     """
     if not 1 <= step <= steps:
         raise ValueError(f"step must be in 1..{steps}, got {step}")
@@ -32,34 +43,46 @@ def draw_strengths(
 
 
 def reconstruction(adt: ADT, pairs: Pairs, t: int) -> tuple[Tensor, Tensor]:
-    """Formula 3, per filter: ‖x_0 - F_i(x_t; ADT_i(x_t, t, c))‖², and the same for p = 0.
+    """Reconstruction error of each filter, ‖x_0 - F_i(x_t; ADT_i(x_t, t, c))‖² (formula 3).
 
-    Returns: two tensors (len(pairs), N), sums over pixels and channels.
+    Args:
+        adt: network that proposes the strengths.
+        pairs: perturbed and clean images by filter.
+        t: time step of the pairs, in 1..T.
+
+    Returns:
+        Errors and those of strength 0, each (len(pairs), N), sums over pixels and channels.
     """
     names = list(pairs)
     p = adt([pairs[n][0] for n in names], t, names)
-    errors, nothing = [], []
+    errors, baseline = [], []
     for i, name in enumerate(names):
         perturbed, clean = pairs[name]
         errors.append((FILTERS[name](perturbed, p[i]) - clean).square().flatten(1).sum(1))
-        nothing.append((perturbed - clean).square().flatten(1).sum(1))
-    return torch.stack(errors), torch.stack(nothing)
+        baseline.append((perturbed - clean).square().flatten(1).sum(1))
+    return torch.stack(errors), torch.stack(baseline)
 
 
 @torch.no_grad()
 def held_out_errors(adt: ADT, batches: Iterable[tuple[int, Pairs]]) -> dict[str, dict[str, float]]:
-    """Mean reconstruction error per filter beside that of doing nothing.
+    """Mean reconstruction error of each filter, beside that of doing nothing.
 
-    Returns: {filter: {error, nothing, ratio, n}}, errors as mean squares per value in [0,1].
+    Args:
+        adt: network that proposes the strengths.
+        batches: (t, pairs) of photographs that are not trained on.
+
+    Returns:
+        Per filter `error`, `nothing`, `ratio` of the two and number of images `n`; errors are mean
+        squares per value in [0,1].
     """
     sums = {name: [0.0, 0.0, 0] for name in FILTER_NAMES}
     values = 3 * adt.config.size**2
     for t, pairs in batches:
-        errors, nothing = reconstruction(adt, pairs, t)
+        errors, baseline = reconstruction(adt, pairs, t)
         for i, name in enumerate(pairs):
             row = sums[name]
             row[0] += float(errors[i].sum()) / values
-            row[1] += float(nothing[i].sum()) / values
+            row[1] += float(baseline[i].sum()) / values
             row[2] += errors.shape[1]
     return {
         name: {"error": e / n, "nothing": z / n, "ratio": e / max(z, 1e-12), "n": n}

@@ -1,20 +1,28 @@
-"""What each filter should know of a picture before it acts (Table II): maps and statistics."""
+"""Priors of the filters (Table II): maps and statistics of an image, without learned weights."""
 
 import torch
 import torch.nn.functional as F
+from kornia.color import rgb_to_grayscale
 from torch import Tensor
 
-from attackers.da3.filters import FILTER_NAMES, luma
+from attackers.da3.filters import FILTER_NAMES
 
-MAPS = 4  # most maps that one prior has; the others are padded with zeros so that priors stack
-STATISTICS = 72 + 4  # colour and tone, then lines
+MAPS = 4  # the most maps that a prior has; the others are padded with zeros so that priors stack
+STATISTICS = 72 + 4  # colour and tone, then edges
 
 _I = (0.5959, -0.2746, -0.3213)
 _Q = (0.2115, -0.5227, 0.3112)
 
 
 def prior_size(grid: int) -> int:
-    """Length of one prior vector on a grid of grid × grid tokens."""
+    """Length of a prior vector.
+
+    Args:
+        grid: tokens along one side.
+
+    Returns:
+        Maps on grid × grid tokens, and statistics.
+    """
     return MAPS * grid * grid + STATISTICS
 
 
@@ -30,8 +38,18 @@ def _chroma(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return i, q, torch.sqrt(i * i + q * q + 1e-6)
 
 
-def _lines(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Strength of gradient and Laplacian of the luma. Returns: two (N,1,H,W)."""
+def edge_strength(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Magnitudes of the gradient and the Laplacian of the luma.
+
+    Differences of slices, forward 3 to 9 times as fast on a CPU as kornia's spatial_gradient of
+    first and second order.
+
+    Args:
+        y: luma (N,1,H,W).
+
+    Returns:
+        Gradient magnitude and absolute Laplacian, each (N,1,H,W).
+    """
     x = F.pad(y, (1, 1, 1, 1), mode="replicate")
     centre = x[..., 1:-1, 1:-1]
     gx = x[..., 1:-1, 2:] - x[..., 1:-1, :-2]
@@ -41,10 +59,10 @@ def _lines(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _histogram(values: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
-    """Soft histogram over [0,1]: values, weights (N,P) to (N,bins), 1 where they are even."""
+    """Soft histogram over [0,1]: values, weights (N,P) to (N,bins), 1 for a uniform one."""
     centres = torch.linspace(0, 1, bins, device=values.device, dtype=values.dtype)
-    near = (1 - (values.unsqueeze(1) - centres.view(1, bins, 1)).abs() * (bins - 1)).clamp_min(0)
-    return (near if weights is None else near * weights.unsqueeze(1)).mean(2) * bins
+    counts = (1 - (values.unsqueeze(1) - centres.view(1, bins, 1)).abs() * (bins - 1)).clamp_min(0)
+    return (counts if weights is None else counts * weights.unsqueeze(1)).mean(2) * bins
 
 
 def _entropy(y: Tensor, grid: int) -> Tensor:
@@ -55,17 +73,23 @@ def _entropy(y: Tensor, grid: int) -> Tensor:
 
 
 def statistics(images: Tensor) -> Tensor:
-    """How colour, tone and saturation are spread over the whole picture.
+    """Distribution of colour, tone and saturation over the whole image.
 
-    From some 30×30 pixels as they are, not from averages: where a filter stretched or shrank the
-    range of values shows at its ends. Returns: (N, 72).
+    Computed from about 30×30 single pixels, not from averages: a filter that stretches or shrinks
+    the range of values shows at the ends of the range.
+
+    Args:
+        images: (N,3,H,W) in [0,1].
+
+    Returns:
+        (N,72).
     """
     stride = max(1, min(images.shape[-2:]) // 30)
     x = images[..., stride // 2 :: stride, stride // 2 :: stride]
     i, q, grey = (v.flatten(1) for v in _chroma(x))
     flat = x.flatten(2)
     high, low = flat.amax(1), flat.amin(1)
-    y = luma(x).flatten(1)
+    y = rgb_to_grayscale(x).flatten(1)
     ratio = (high - low) / (high + 0.02)
     # Twelve directions in the chroma plane, each seen by how much chroma lies within 30° of it.
     angle = torch.arange(12, device=x.device, dtype=x.dtype) * (torch.pi / 6)
@@ -89,10 +113,16 @@ def statistics(images: Tensor) -> Tensor:
     )
 
 
-def quarter(images: Tensor) -> Tensor:
-    """Mean of each 4×4 pixels, the rest at the edges cut off.
+def average_pool(images: Tensor) -> Tensor:
+    """Mean of each block of 4×4 pixels; incomplete blocks are cut off.
 
-    Sums of slices: four times as fast on a CPU as avg_pool2d.
+    Sums of slices, four times as fast on a CPU as avg_pool2d.
+
+    Args:
+        images: (N,3,H,W).
+
+    Returns:
+        (N,3,H//4,W//4).
     """
     h, w = (side // 4 * 4 for side in images.shape[-2:])
     x = images[..., :h, :w]
@@ -100,29 +130,45 @@ def quarter(images: Tensor) -> Tensor:
     return (rows[..., 0::4] + rows[..., 1::4] + rows[..., 2::4] + rows[..., 3::4]) / 16
 
 
-def shared_parts(images: Tensor) -> tuple[Tensor, Tensor]:
-    """What the priors of all filters take from the same picture: it in small, its statistics."""
-    return quarter(images), statistics(images)
+def shared_features(images: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of a prior that all filters share.
+
+    Args:
+        images: (N,3,H,W) in [0,1].
+
+    Returns:
+        The images at a quarter of their size and their statistics (N,72).
+    """
+    return average_pool(images), statistics(images)
 
 
 def prior(
     name: str, images: Tensor, grid: int, shared: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """Prior of one filter, without learned weights and differentiable (Table II).
+    """Prior of one filter, differentiable (Table II).
 
-    images: (N,3,H,W) in [0,1]. shared: shared_parts(images) where they are known already.
-    Returns: (N, prior_size(grid)): the filter's maps averaged in each token's area, zeros up to
-    MAPS maps, then global statistics that all filters share.
+    Args:
+        name: one of FILTER_NAMES.
+        images: (N,3,H,W) in [0,1].
+        grid: tokens along one side.
+        shared: shared_features(images), where they are computed already.
+
+    Returns:
+        (N, prior_size(grid)): the filter's maps averaged in each token's area, zeros up to MAPS
+        maps, then the statistics.
+
+    Raises:
+        ValueError: for an unknown filter.
     """
     if name not in FILTER_NAMES:
         raise ValueError(f"filter must be one of {', '.join(FILTER_NAMES)}; got {name!r}")
-    # Colour and tone are smooth: a quarter of the size tells them. Lines need every pixel.
-    small, spread = shared or shared_parts(images)
-    y = luma(small)
+    # Colour and tone are smooth: a quarter of the size is enough. Edges need every pixel.
+    small, global_statistics = shared or shared_features(images)
+    y = rgb_to_grayscale(small)
     i, q, grey = _chroma(small)
     detail = images.new_zeros(len(images), 4)
     if name in ("sobel", "sharp", "blur"):
-        grad, lap = _lines(luma(images))
+        grad, lap = edge_strength(rgb_to_grayscale(images))
         maps = torch.cat([_pool(grad, grid) * 4, _pool(lap, grid) * 8], 1)
         total = maps.mean((2, 3))
         detail = torch.cat(
@@ -155,4 +201,4 @@ def prior(
     else:  # the five colour views: bright, hue and saturation together
         maps = torch.cat([_pool(y, grid), _pool(torch.cat([i, q, grey], 1), grid) * 4], 1)
     maps = F.pad(maps, (0, 0, 0, 0, 0, MAPS - maps.shape[1]))
-    return torch.cat([maps.flatten(1), spread, detail], 1)
+    return torch.cat([maps.flatten(1), global_statistics, detail], 1)

@@ -10,12 +10,13 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from pipelines.annotation.votes import HIGH, LOW, STEP, VERDICTS
+from pipelines.annotation.votes import HIGH, LOW, STEP
 from pipelines.errors import InputError
 from pipelines.sources.distortions import DISTORTIONS
+from pipelines.storage.files import write_bytes
 from pipelines.storage.images import decode_png, encode_png
 from pipelines.storage.manifest import sample_seed
-from pipelines.storage.shards import atomic_file
+from pipelines.storage.records import VERDICTS
 
 BATCH_TASKS, BATCH_BYTES = 50, 8 * 2**20  # of one import request
 
@@ -172,9 +173,7 @@ class LocalFiles:
         """What the task holds for an image, which is written where it is not yet there."""
         path = self.root / self.folder / f"{name}.png"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(path) as file:
-                file.write(data)
+            write_bytes(path, data)
         return f"/data/local-files/?d={self.folder}/{name}.png"
 
 

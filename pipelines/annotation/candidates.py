@@ -1,14 +1,13 @@
 """The candidates that `curate` chose, and their pictures in datasets/aes and datasets/clean."""
 
-import os
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.annotation.campaign import Pair
 from pipelines.errors import InputError, StageError
+from pipelines.storage.files import OpenFiles
 from pipelines.storage.shards import image_places
 
 
@@ -51,11 +50,8 @@ class CandidateImages:
             raise StageError(
                 f"image {missing[0]} is a candidate and in no shard: run `veneer curate` again"
             )
-        self._files: dict[Path, IO[bytes]] = {}
+        self._files = OpenFiles()
 
     def __call__(self, key: str) -> bytes:
         """The stored PNG of a key."""
-        path, offset, size = self._places[key]
-        if path not in self._files:
-            self._files[path] = path.open("rb")
-        return os.pread(self._files[path].fileno(), size, offset)
+        return self._files.read(*self._places[key])

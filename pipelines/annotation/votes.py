@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.storage.shards import atomic_file
+from pipelines.storage.files import write_parquet
 
 LOW, HIGH, STEP = 0.0, 10.0, 0.5  # of a score
-VERDICTS = ("degraded", "unchanged", "enhanced")
 KINDS = ("item", "gold", "repeat")
 REPLACED = "replaced by a later vote of the annotator"
 CURSOR = b"veneer.cursor"  # JSON in the table's metadata: server and project -> last change seen
@@ -73,8 +72,7 @@ def write_votes(path: Path, rows: list[dict[str, Any]], cursors: Mapping[str, st
         if before.equals(table) and cursors_of(before) == dict(cursors):
             return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        pq.write_table(table, file, version="2.6", compression="zstd")
+    write_parquet(path, table)
     return True
 
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save
 
 from defenders.detector import Detector
 from pipelines.errors import InputError, StageError
-from pipelines.readers.rows import Row, open_dataset
+from pipelines.readers.rows import ImageRow, open_dataset
+from pipelines.storage.files import atomic_file, write_bytes, write_json
 from pipelines.storage.images import RejectedImage, decode_image, to_tensor
-from pipelines.storage.shards import atomic_file
 from victims.base import stored_state
 
 WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "detector.onnx"
@@ -26,22 +26,36 @@ MIN_SIDE = 32
 
 
 def save_detector(detector: Detector, folder: Path, about: dict[str, Any]) -> None:
-    """Write weights and config (backbone, and `about`)."""
+    """Write a detector as model.safetensors and config.json.
+
+    Args:
+        detector: the model.
+        folder: folder to write.
+        about: further fields of config.json.
+
+    Raises:
+        StageError: where the folder cannot be written.
+    """
     config = {"kind": "ae-detector", "width": detector.width, **about}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in (
-            (WEIGHTS, save(stored_state(detector))),
-            (CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()),
-        ):
-            with atomic_file(folder / name) as file:
-                file.write(data)
+        write_bytes(folder / WEIGHTS, save(stored_state(detector)))
+        write_json(folder / CONFIG, config, sort_keys=True)
     except OSError as error:
         raise StageError(f"model folder {folder} cannot be written ({error.strerror})") from error
 
 
 def load_detector(folder: Path) -> Detector:
-    """A trained detector, ready to score; InputError where files are missing or do not match."""
+    """A trained detector, ready to score.
+
+    Args:
+        folder: what `save_detector` wrote.
+
+    Returns:
+        The detector in eval mode, without gradients.
+
+    Raises:
+        InputError: where files are missing, damaged or do not match.
+    """
     try:
         config = json.loads((folder / CONFIG).read_text())
         state = load_file(folder / WEIGHTS)
@@ -65,10 +79,18 @@ def load_detector(folder: Path) -> Detector:
 
 
 def export_onnx(detector: Detector, path: Path) -> float:
-    """Write the detector as ONNX (`images` (N,3,H,W) in [0,1] to `logits` (N,), sizes free).
+    """Write a detector as ONNX and compare it with torch on images of three sizes.
 
-    Returns: the largest difference from torch in probability over images of three sizes. Raises
-    StageError above 1e-4, InputError without the extra `onnx`.
+    Args:
+        detector: the model; `images` (N,3,H,W) in [0,1] to `logits` (N,), all sizes free.
+        path: file to write.
+
+    Returns:
+        Largest difference between ONNX and torch, in probability.
+
+    Raises:
+        StageError: for a difference above 1e-4.
+        InputError: without the extra `onnx`.
     """
     try:
         import onnx  # noqa: F401
@@ -113,7 +135,20 @@ def export_onnx(detector: Detector, path: Path) -> float:
 def detect(
     places: Sequence[str], detector: Detector, *, threshold: float = 0.5, split: str | None = None
 ) -> pd.DataFrame:
-    """Score image files, folders and data sets: id, place, probability, adversarial, problem."""
+    """Score image files, folders and data sets.
+
+    Args:
+        places: image files, folders, or ids of data sets on the Hub.
+        detector: the model.
+        threshold: probability above which a picture counts as adversarial, in (0, 1).
+        split: only the rows of this split.
+
+    Returns:
+        A row per picture: id, place, probability, adversarial, problem.
+
+    Raises:
+        InputError: for a threshold out of range or a place without pictures.
+    """
     if not 0 < threshold < 1:
         raise InputError(f"threshold must be in (0, 1), got {threshold}")
     lines = []
@@ -139,7 +174,15 @@ def detect(
 
 
 def write_detections(table: pd.DataFrame, out: Path) -> None:
-    """The table as .json (a list of rows) or .parquet."""
+    """Write detections as .json (a list of rows) or .parquet.
+
+    Args:
+        table: what `detect` returned.
+        out: file to write.
+
+    Raises:
+        StageError: where it cannot be written.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(out) as file:
@@ -151,8 +194,8 @@ def write_detections(table: pd.DataFrame, out: Path) -> None:
         raise StageError(f"{out} cannot be written ({error.strerror})") from error
 
 
-def _rows(place: str, split: str | None) -> Sequence[Row]:
+def _rows(place: str, split: str | None) -> Sequence[ImageRow]:
     path = Path(place)
     if path.is_file():
-        return [Row(path.name, None, None, path.read_bytes)]
+        return [ImageRow(path.name, None, None, path.read_bytes)]
     return open_dataset(place, split=split).rows

@@ -35,7 +35,7 @@ app.add_typer(poisoning.trigger_app, name="trigger", rich_help_panel=TOOLS)
 INTERRUPTED = 130
 
 
-def _complain(error: BaseException, code: int) -> int:
+def _print_error(error: BaseException, code: int) -> int:
     if os.environ.get("VENEER_DEBUG"):
         raise error
     text = " ".join(str(error).split())
@@ -44,10 +44,14 @@ def _complain(error: BaseException, code: int) -> int:
 
 
 def run(command: Callable[[], Any]) -> int:
-    """Run a command and turn its errors into one sentence and an exit code.
+    """Run a command and turn its errors into one sentence on stderr and an exit code.
 
-    0 done, 1 a failure (what was finished is kept), 2 the caller's mistake; VENEER_DEBUG=1 shows
-    where it came from.
+    Args:
+        command: What to run. With VENEER_DEBUG=1 its errors are raised, to show where they come
+            from.
+
+    Returns:
+        0 done, 1 a failure (what was finished is kept), 2 the caller's mistake, 130 interrupted.
     """
     from pipelines.errors import StageError
     from pipelines.execution.memory import keep_heap
@@ -62,12 +66,12 @@ def run(command: Callable[[], Any]) -> int:
             print("veneer: interrupted; finished shards and epochs are kept", file=sys.stderr)
         return error.code if isinstance(error.code, int) else 0
     except (StageError, RuntimeError) as error:
-        return _complain(error, 1)
+        return _print_error(error, 1)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        return _complain(OSError(f"{error.strerror or error}{where}"), 1)
+        return _print_error(OSError(f"{error.strerror or error}{where}"), 1)
     except ValueError as error:  # InputError, and arguments that attackers and victims refuse
-        return _complain(error, 2)
+        return _print_error(error, 2)
     except KeyboardInterrupt:
         print("veneer: interrupted; finished shards and epochs are kept", file=sys.stderr)
         return INTERRUPTED

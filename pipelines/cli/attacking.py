@@ -23,21 +23,11 @@ app = typer.Typer()
 def import_command(
     params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
 ) -> None:
-    """Photographs of a source become datasets/clean."""
+    """Import the photographs of a source: datasets/clean."""
     p, layout = setup(params, root)
     from pipelines.stages.import_ import run_import
 
-    manifest = run_import(
-        source=p.source.name,
-        options=p.source.options,
-        out=layout.clean,
-        work_root=layout.work,
-        splits=p.import_.splits.model_dump(),
-        seed=p.seed,
-        shard_size=p.import_.shard_size,
-        **p.engine.shards,
-        min_side=p.import_.min_side,
-    )
+    manifest = run_import(p, layout)
     say_counts(manifest, layout.clean, as_json)
 
 
@@ -48,7 +38,7 @@ def train_victim_command(
     root: RootOption = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """A model that scores pictures is trained on datasets/clean."""
+    """Train a model that scores pictures on datasets/clean: models/victims."""
     p, layout = setup(params, root)
     p.victim(victim)
     from pipelines.stages.train_victim import run_train_victim
@@ -60,7 +50,7 @@ def train_victim_command(
     }
     say(
         report,
-        f"{layout.victim(victim)}: SRCC {srocc['validation']} on validation, "
+        f"{layout.victim(victim)}: SROCC {srocc['validation']} on validation, "
         f"{srocc['test']} on test",
         as_json,
     )
@@ -70,7 +60,7 @@ def train_victim_command(
 def perturb_command(
     params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
 ) -> None:
-    """Photographs are perturbed by single filters: datasets/pretrain."""
+    """Perturb photographs by single filters: datasets/pretrain."""
     p, layout = setup(params, root)
     from pipelines.stages.perturb import run_perturb
 
@@ -81,7 +71,7 @@ def perturb_command(
 def pretrain_command(
     params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
 ) -> None:
-    """First stage of DA3Attacker: each latent space learns to undo its filter."""
+    """First stage of DA3Attacker: each latent space learns to undo its filter: models/da3."""
     p, layout = setup(params, root)
     from pipelines.reports.tables import pretrain_table
     from pipelines.stages.pretrain import run_pretrain
@@ -93,7 +83,9 @@ def pretrain_command(
 @app.command("attack", rich_help_panel=STAGES)
 def attack_command(
     victim: Annotated[str, typer.Argument(help="Name under `victims` in the parameters.")],
-    mode: Annotated[str, typer.Argument(help="restricted or unrestricted.")],
+    mode: Annotated[
+        str, typer.Argument(help="Name under `attack.modes`: restricted, unrestricted.")
+    ],
     params: ParamsOption = PARAMS,
     root: RootOption = ROOT,
     as_json: JsonOption = False,
@@ -112,11 +104,12 @@ def curate_command(
     params: ParamsOption = PARAMS,
     root: RootOption = ROOT,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print what would stay and why the rest goes.")
+        bool,
+        typer.Option("--dry-run", help="Write nothing; print what would be kept, and why not."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Adversarial examples worth a human's time are chosen: annotations/candidates."""
+    """Choose the adversarial examples to annotate: annotations/candidates."""
     p, layout = setup(params, root)
     from pipelines.reports.tables import curation_table
     from pipelines.stages.curate import run_curate

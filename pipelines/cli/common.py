@@ -1,4 +1,4 @@
-"""What the commands share: options, reading the parameters, printing results."""
+"""Options that the commands share, reading parameters and printing results."""
 
 import json
 from pathlib import Path
@@ -13,19 +13,33 @@ ParamsOption = Annotated[
 ]
 RootOption = Annotated[
     Path,
-    typer.Option("--root", metavar="DIR", help="Where datasets/, models/ and reports/ lie."),
+    typer.Option("--root", metavar="DIR", help="Folder of datasets/, models/ and reports/."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 PARAMS, ROOT = Path("params.yaml"), Path(".")
 
 
 def say(result: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print a result for people, or as JSON for programs."""
+    """Print the result of a command.
+
+    Args:
+        result: What programs read.
+        text: What people read.
+        as_json: Whether to print `result` as JSON in place of `text`.
+    """
     print(json.dumps(result, indent=2) if as_json else text)
 
 
 def setup(params: Path, root: Path) -> tuple[Any, Any]:
-    """The parameters (Params) and the folders (Layout) of a command."""
+    """Read the parameters of a command.
+
+    Args:
+        params: The parameter file.
+        root: Folder of datasets/, models/ and reports/.
+
+    Returns:
+        Params and Layout; untyped, as importing them would slow down --help.
+    """
     from pipelines.params import load_params
 
     loaded = load_params(params)
@@ -35,7 +49,13 @@ def setup(params: Path, root: Path) -> tuple[Any, Any]:
 
 
 def say_counts(manifest: Any, folder: Path, as_json: bool) -> None:
-    """Print what a stage kept and rejected, or its manifest as JSON."""
+    """Print how many samples a stage kept and rejected, or its manifest as JSON.
+
+    Args:
+        manifest: Manifest of the data set that the stage wrote.
+        folder: Where it is.
+        as_json: Whether to print the manifest.
+    """
     counts = manifest.counts
     splits = ", ".join(f"{split} {n}" for split, n in counts.splits.items())
     say(

@@ -24,7 +24,7 @@ app = typer.Typer()
 def package_command(
     params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
 ) -> None:
-    """Annotated adversarial examples become datasets/3ae, as Parquet with both pictures."""
+    """Package annotated adversarial examples with their photographs: datasets/3ae."""
     p, layout = setup(params, root)
     from pipelines.stages.package import run_package
 
@@ -35,7 +35,7 @@ def package_command(
 def train_detector_command(
     params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
 ) -> None:
-    """A small network learns from datasets/3ae to tell adversarial examples: models/detector."""
+    """Train a detector of adversarial examples on datasets/3ae: models/detector."""
     p, layout = setup(params, root)
     from pipelines.stages.train_detector import detector_table, run_train_detector
 
@@ -48,7 +48,7 @@ def finetune_command(
     victim: Annotated[
         str, typer.Argument(help="Name under `victims` in the parameters, or module:callable.")
     ] = "",
-    named: Annotated[str, typer.Option("--victim", help="The same, as an option.")] = "",
+    victim_option: Annotated[str, typer.Option("--victim", help="The same, as an option.")] = "",
     data: Annotated[
         str, typer.Option("--data", help="3AE: a folder or a Hub id (for module:callable).")
     ] = "datasets/3ae",
@@ -56,7 +56,7 @@ def finetune_command(
         str | None, typer.Option("--clean", help="The photographs, if 3AE does not hold them.")
     ] = None,
     scale: Annotated[
-        tuple[float, float], typer.Option("--scale", help="Ends of the scale of the scores.")
+        tuple[float, float], typer.Option("--scale", help="Ends of the scale of a module:callable.")
     ] = (0.0, 10.0),
     size: Annotated[
         int, typer.Option("--size", min=32, help="Side of the input of a module:callable, pixels.")
@@ -68,9 +68,9 @@ def finetune_command(
     root: RootOption = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """A model learns from datasets/3ae to resist: models/finetuned, reports/finetune."""
+    """Fine-tune a model on datasets/3ae so that it resists: models/finetuned."""
     p, layout = setup(params, root)
-    name = victim or named
+    name = victim or victim_option
     from pipelines.stages.finetune import finetune_model, finetune_table, run_finetune
 
     if ":" in name:
@@ -88,7 +88,7 @@ def finetune_command(
 def evaluate_command(
     params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
 ) -> None:
-    """Stored examples are read back and scored again: reports/robustness.json."""
+    """Score stored examples again and measure: reports/robustness.json."""
     p, layout = setup(params, root)
     from pipelines.reports.tables import robustness_table
     from pipelines.stages.evaluate import run_evaluate

@@ -23,26 +23,28 @@ def flow_command(
         typer.Option(metavar="URL", help="A running Prefect server; else a temporary one."),
     ] = None,
     max_parallel: Annotated[int, typer.Option(min=1, help="Stages at a time.")] = 2,
-    retries: Annotated[int, typer.Option(min=0, help="Of a stage that failed.")] = 2,
+    retries: Annotated[int, typer.Option(min=0, help="Retries of a stage that failed.")] = 2,
     retry_delay: Annotated[
         float, typer.Option(min=0, help="Seconds before the first retry; doubles.")
     ] = 10,
     wait: Annotated[
-        bool, typer.Option("--wait", help="curation: wait for the annotators' votes.")
+        bool, typer.Option("--wait", help="For curation: wait for the annotators' votes.")
     ] = False,
-    poll: Annotated[float, typer.Option(min=0.1, help="--wait: seconds between looks.")] = 300,
+    poll: Annotated[
+        float, typer.Option(min=0.1, help="With --wait: seconds between checks.")
+    ] = 300,
     cron: Annotated[
         str | None, typer.Option(help="Serve on this schedule of --server instead of running now.")
     ] = None,
     root: RootOption = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """The stages as a Prefect flow: beside each other, retried, shown, in the order of DVC."""
+    """Run the stages as a Prefect flow: independent ones in parallel, retried."""
     from pipelines.orchestration.flows import FlowFailed, run_flow
     from pipelines.reports.tables import stages_table
 
-    more = {"wait": wait, "poll": poll} if name == "curation" else {}
-    if wait and not more:
+    waiting = {"wait": wait, "poll": poll} if name == "curation" else {}
+    if wait and not waiting:
         raise ValueError(f"wait must be used with curation, got {name}")
     try:
         table = run_flow(
@@ -53,7 +55,7 @@ def flow_command(
             max_parallel=max_parallel,
             retries=retries,
             retry_delay=retry_delay,
-            **more,
+            **waiting,
         )
     except FlowFailed as error:
         say({"flow": name, "stages": error.table}, stages_table(error.table), as_json)
@@ -63,7 +65,7 @@ def flow_command(
 
 @app.command("doctor", rich_help_panel=TOOLS)
 def doctor_command(root: RootOption = ROOT, as_json: JsonOption = False) -> None:
-    """Versions, GPU, disk, extras and reachable servers; exit 1 when something would not work."""
+    """Check versions, GPU, disk, extras and servers; exit code 1 if something would not work."""
     from dataclasses import asdict
 
     from pipelines.orchestration.doctor import examine, known_servers
@@ -76,26 +78,53 @@ def doctor_command(root: RootOption = ROOT, as_json: JsonOption = False) -> None
         raise typer.Exit(1)
 
 
+@app.command("code-deps", rich_help_panel=TOOLS)
+def code_deps_command(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 where dvc.yaml is out of date.")
+    ] = False,
+    root: RootOption = ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the code dependencies of every stage into dvc.yaml, from what the stages import.
+
+    Run it after a change of imports. Left out are modules that no result depends on: where shards
+    are made (execution), parameters (compared by value), tables of names, and what writes text
+    for people (cards, reports, publishing).
+    """
+    from pipelines.orchestration.code_deps import update_code_dependencies
+
+    stale = update_code_dependencies(root, check=check)
+    state = "up to date" if not stale else "out of date: run `veneer code-deps`"
+    say(
+        {"out_of_date": stale, "written": stale and not check},
+        f"dvc.yaml {'written' if stale and not check else f'is {state}'}",
+        as_json,
+    )
+    if stale and check:
+        raise typer.Exit(1)
+
+
 @app.command("plan", rich_help_panel=TOOLS)
 def plan_command(
     images: Annotated[int, typer.Option(min=1, help="Photographs.")] = 250_000,
     victims: Annotated[int, typer.Option(min=1, help="Victims.")] = 26,
     workers: Annotated[int, typer.Option(min=1, help="Workers of the simulated cluster.")] = 64,
-    height: Annotated[int, typer.Option(min=32, help="Pixels of a photograph.")] = 480,
-    width: Annotated[int, typer.Option(min=32, help="Pixels of a photograph.")] = 640,
+    height: Annotated[int, typer.Option(min=32, help="Height of a photograph, pixels.")] = 480,
+    width: Annotated[int, typer.Option(min=32, help="Width of a photograph, pixels.")] = 640,
     gpu_factor: Annotated[
-        float | None, typer.Option(min=1, help="Assume that a GPU does what so many workers do.")
+        float | None, typer.Option(min=1, help="Assume that a GPU replaces this many workers.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Markdown file, else stdout.")] = None,
     params: ParamsOption = PARAMS,
     as_json: JsonOption = False,
 ) -> None:
-    """What a full-size run takes: costs measured here, the schedule simulated."""
+    """Estimate a full-size run: costs measured here, the schedule simulated."""
     from dataclasses import asdict
 
     from pipelines.orchestration.capacity import measure, scale_page, simulate
     from pipelines.params import load_params
-    from pipelines.storage.shards import atomic_file
+    from pipelines.storage.files import atomic_file
 
     p = load_params(params)
     side = (height, width)
@@ -117,8 +146,8 @@ def plan_command(
     if out is not None:
         with atomic_file(out) as file:
             file.write(page.encode())
-    told = {"costs": asdict(costs), "steps": [asdict(step) for step in steps]}
-    say(told, f"{out} written" if out else page, as_json)
+    summary = {"costs": asdict(costs), "steps": [asdict(step) for step in steps]}
+    say(summary, f"{out} written" if out else page, as_json)
 
 
 @app.command("publish", rich_help_panel=TOOLS)
@@ -128,22 +157,29 @@ def publish_command(
         typer.Argument(help="A folder, or a name under datasets/ or models/ (aes/net-restricted)."),
     ],
     repo: Annotated[str, typer.Option(metavar="ID", help="Repository on the Hub: OWNER/NAME.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only the plan.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Carry it out; without, only print the plan.")
+    ] = False,
     public: Annotated[
         bool, typer.Option("--public", help="Open it to everybody at the end. Default: private.")
     ] = False,
     gate: Annotated[
         bool | None,
-        typer.Option("--gate/--no-gate", help="Access on request. Default: what can do harm."),
+        typer.Option(
+            "--gate/--no-gate", help="Access on request. Default: for adversarial and poisoned."
+        ),
     ] = None,
-    tag: Annotated[str | None, typer.Option(help="Default: v- and the content's SHA-256.")] = None,
+    tag: Annotated[
+        str | None, typer.Option(help="Tag; default: v- and the SHA-256 of the content.")
+    ] = None,
     allow_simulated: Annotated[
-        bool, typer.Option("--allow-simulated", help="Also scores that no person gave.")
+        bool,
+        typer.Option("--allow-simulated", help="Accept simulated scores, which no person gave."),
     ] = False,
     root: RootOption = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """A data set or a model goes to the Hugging Face Hub, checked, private, tagged.
+    """Publish a data set or a model on the Hugging Face Hub: checked, private, tagged.
 
     Prints the plan; --yes carries it out. The token is that of HF_TOKEN or of `hf auth login`.
     """
@@ -156,19 +192,19 @@ def publish_command(
 
     hub = Hub()
     plan = hub.plan(publishable, repo, tag=tag, public=public, gated=gate)
-    told = plan.summary()
+    summary = plan.summary()
     if plan.nothing:
-        say({**told, "done": "nothing"}, f"{repo}: nothing to do, {plan.tag} is there", as_json)
+        say({**summary, "done": "nothing"}, f"{repo}: nothing to do, {plan.tag} is there", as_json)
         return
     if not yes:
-        text = publication_table(told) + "\nNothing was done: --yes carries this out."
-        say({**told, "done": "planned"}, text, as_json)
+        text = publication_table(summary) + "\nNothing was done: --yes carries this out."
+        say({**summary, "done": "planned"}, text, as_json)
         return
     commit = hub.publish(plan, report=lambda text: print(text, file=sys.stderr))
     name = os.path.relpath(folder, root)
     record_publication(root / "datasets" / "published.json", name, plan, publishable, commit)
     say(
-        {**told, "done": "published", "commit": commit},
+        {**summary, "done": "published", "commit": commit},
         f"{repo}: published as {plan.tag}, commit {commit}",
         as_json,
     )

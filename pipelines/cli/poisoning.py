@@ -25,7 +25,7 @@ trigger_app = typer.Typer(help="Triggers of poisoned data sets.", no_args_is_hel
 def search_trigger_command(
     params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
 ) -> None:
-    """A trigger for poisoned sets is searched on the poisoned subset: models/trigger."""
+    """Search a trigger on the subset to be poisoned: models/trigger."""
     p, layout = setup(params, root)
     from pipelines.stages.search_trigger import run_search_trigger
 
@@ -46,13 +46,15 @@ def poison_command(
     scheme: SchemeArgument,
     hide_labels: Annotated[
         bool,
-        typer.Option(help="Also write the release form for blind detection, and its key file."),
+        typer.Option(
+            help="Also write a copy that does not say what is poisoned, with its key beside it."
+        ),
     ] = False,
     params: ParamsOption = PARAMS,
     root: RootOption = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """A training set in which some pictures carry the trigger: datasets/poisoned-*."""
+    """Plant the trigger in a share of a training set: datasets/poisoned-*."""
     p, layout = setup(params, root)
     from pipelines.stages.poison import run_poison
 
@@ -74,7 +76,7 @@ def backdoor_command(
     root: RootOption = ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """A quality model is trained on a poisoned set, measured and defended."""
+    """Train a quality model on a poisoned set, measure it and two defenses: reports/backdoor."""
     p, layout = setup(params, root)
     p.quality_model(victim)
     from pipelines.reports.tables import backdoor_table
@@ -88,7 +90,7 @@ def backdoor_command(
 def report_backdoor_command(
     params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
 ) -> None:
-    """Backdoored models side by side: reports/backdoor.json and the data of the plots."""
+    """Compare the backdoored models: reports/backdoor.json and the data of the plots."""
     p, layout = setup(params, root)
     from pipelines.reports.tables import backdoor_table
     from pipelines.stages.report_backdoor import run_report_backdoor

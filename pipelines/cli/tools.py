@@ -24,9 +24,9 @@ app = typer.Typer()
 def zoo_command(
     params: ParamsOption = PARAMS, root: RootOption = ROOT, as_json: JsonOption = False
 ) -> None:
-    """The kinds of victims that can be built, and the victims of the parameters."""
+    """List the kinds of victims that can be built, and the victims of the parameters."""
     p, layout = setup(params, root)
-    from victims.registry import VICTIMS
+    from victims.kinds import VICTIMS
 
     rows = {
         name: {**v.model, "trained": (layout.victim(name) / "config.json").exists()}
@@ -48,7 +48,7 @@ def export_command(
     ] = "webdataset",
     as_json: JsonOption = False,
 ) -> None:
-    """A published Parquet data set in another format."""
+    """Export a published Parquet data set as WebDataset."""
     from pipelines.errors import InputError
     from pipelines.storage.webdataset_export import export_webdataset
 
@@ -56,8 +56,8 @@ def export_command(
         raise InputError(f"format must be webdataset, got {form!r}")
     shards = export_webdataset(folder, out)
     samples = sum(shard.samples for shard in shards)
-    told = {"shards": [shard.model_dump() for shard in shards]}
-    say(told, f"{out}: {samples} samples in {len(shards)} shards", as_json)
+    summary = {"shards": [shard.model_dump() for shard in shards]}
+    say(summary, f"{out}: {samples} samples in {len(shards)} shards", as_json)
 
 
 @app.command("sheet", rich_help_panel=TOOLS)
@@ -69,7 +69,7 @@ def sheet_command(
     width: Annotated[int, typer.Option(min=64, help="Width of a picture, pixels.")] = 120,
     as_json: JsonOption = False,
 ) -> None:
-    """Contact sheet of clean and adversarial pairs with scores and top filters."""
+    """Draw a contact sheet of clean and adversarial pairs with scores and top filters."""
     p, layout = setup(params, root)
     from pipelines.reports.contact_sheet import contact_sheet
 
@@ -87,11 +87,14 @@ def detect_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="Write a .json or .parquet file.")
     ] = None,
-    threshold: Annotated[float, typer.Option("--threshold", help="Probability of an alarm.")] = 0.5,
+    threshold: Annotated[
+        float,
+        typer.Option("--threshold", help="Count pictures above this probability as adversarial."),
+    ] = 0.5,
     split: Annotated[str | None, typer.Option("--split", help="Only this split.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How likely is each picture an adversarial example?"""
+    """Say how likely each picture is an adversarial example."""
     from pipelines.audit.detect import detect, load_detector, write_detections
 
     if out is not None and out.suffix not in (".json", ".parquet"):
@@ -135,13 +138,18 @@ def scan_command(
         int, typer.Option("--sample", help="Rows in which the tile is sought.")
     ] = 400,
     jpeg: Annotated[
-        bool, typer.Option("--jpeg/--no-jpeg", help="Leave out what repeats with JPEG's blocks.")
+        bool,
+        typer.Option(
+            "--jpeg/--no-jpeg", help="Ignore what repeats with the 8-pixel blocks of JPEG."
+        ),
     ] = True,
-    workers: Annotated[int, typer.Option("--workers", help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option("--workers", help="Processes that read pictures.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Is an image data set poisoned by a repeated tile, and which rows? Needs no model."""
-    from pipelines.audit.scan import ScanSettings, purify, scan, scan_text, write_scan
+    """Test whether an image data set is poisoned by a repeated tile, and which rows. No model."""
+    from pipelines.audit.purify import purify
+    from pipelines.audit.scan import ScanSettings, scan
+    from pipelines.audit.scan_report import scan_text, write_scan
     from pipelines.readers.rows import open_dataset
 
     settings = ScanSettings(

@@ -16,18 +16,24 @@ from PIL import Image
 from pipelines.errors import StageError
 from pipelines.execution.engine import map_shards
 from pipelines.storage.code import code_version
+from pipelines.storage.files import atomic_file
 from pipelines.storage.images import decode_png
 from pipelines.storage.manifest import Manifest, fingerprint
-from pipelines.storage.shards import atomic_file, read_shard
+from pipelines.storage.shards import read_shard
 
 HASHED = np.dtype([("key", np.uint64), ("phash", np.uint64), ("colour", np.uint64)])
 
 
 def hash_image(pixels: np.ndarray) -> tuple[int, int]:
-    """Perceptual hash (64 bits, DCT of luma) and colour hash (42 bits) of uint8 (H,W,3) pixels.
+    """Perceptual hash and colour hash of an image, imagehash's phash and colorhash.
 
-    imagehash's phash and colorhash (3 bits for each of 14 bins). Luma alone would take a rotated
-    hue for no change.
+    Luma alone would take a rotated hue for no change.
+
+    Args:
+        pixels: uint8 (H,W,3).
+
+    Returns:
+        64 bits of the DCT of luma, and 42 bits of colour (3 for each of 14 bins).
     """
     image = Image.fromarray(pixels)
     return _bits(imagehash.phash(image)), _bits(imagehash.colorhash(image))
@@ -59,13 +65,24 @@ def hash_shard(job: HashJob) -> None:
 def hash_folders(
     folders: Iterable[Path], cache: Path, *, progress: bool = True, **engine: Any
 ) -> dict[Path, list[Path]]:
-    """Hash files of each data set folder, made where they are not in `cache`.
+    """Hash the shards of data set folders that are not in the cache.
 
-    They are named by the SHA-256 of the shard, so a shard is hashed once, by whichever run.
-    engine: arguments of map_shards: kind, workers and company.
+    Hash files are named by the SHA-256 of the shard, so a shard is hashed once, by whichever run.
+
+    Args:
+        folders: The data set folders.
+        cache: Where hash files are kept.
+        progress: Whether progress is shown.
+        engine: Arguments of map_shards: engine, workers and company.
+
+    Returns:
+        The hash files of each folder.
+
+    Raises:
+        StageError: The disk or a worker fails.
     """
-    mark = fingerprint(code=code_version(__name__), lib=version("imagehash"))
-    cache = cache / mark[:16]
+    digest = fingerprint(code=code_version(__name__), lib=version("imagehash"))
+    cache = cache / digest[:16]
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -85,7 +102,7 @@ def hash_folders(
 
 
 def load_hashes(files: Iterable[Path]) -> np.ndarray:
-    """All hashes of some files as one array of HASHED, sorted by key."""
+    """All hashes of the files as one array of HASHED, sorted by key."""
     parts = [np.load(file) for file in files]
-    every = np.concatenate(parts) if parts else np.empty(0, HASHED)
-    return every[np.argsort(every["key"], kind="stable")]
+    hashes = np.concatenate(parts) if parts else np.empty(0, HASHED)
+    return hashes[np.argsort(hashes["key"], kind="stable")]

@@ -5,13 +5,13 @@ A candidate costs about 80 bytes here, so half a million of them fit in 40 MB.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from pipelines.storage.records import SPLITS
+from pipelines.storage.splits import deal, hash_order
 
 KEPT, NOT_MOVED, DUPLICATE, NEAR, LEAK, CAP, QUOTA = range(7)
 
@@ -35,9 +35,15 @@ CANDIDATE = np.dtype(
 
 @dataclass(frozen=True)
 class Rules:
-    """What is kept. `target` None: all. Distances are bits that differ: of 64 of the perceptual
-    hash and of 42 of the colour hash; both must be small for a near-duplicate. `splits`: shares of
-    the photographs; None leaves each example in the split of its clean image."""
+    """What is kept.
+
+    Args:
+        target: At most so many; None: all.
+        per_photograph: At most so many of a photograph.
+        phash_distance: Bits of 64 that perceptual hashes of near-duplicates differ in at most.
+        colour_distance: Bits of 42 that their colour hashes differ in at most; both must be small.
+        splits: Shares of the photographs; None leaves each example in the split of its photograph.
+    """
 
     target: int | None
     per_photograph: int
@@ -70,8 +76,13 @@ class Selection:
 def select(candidates: np.ndarray, rules: Rules, *, seed: int) -> Selection:
     """Apply the rules in order: moved, unique, no near-duplicate, no leak, cap, balance.
 
-    `candidates` is an array of CANDIDATE. Draws depend on seed and keys alone, so the order of
-    the candidates does not matter (but for equal keys, where the first of the largest gain wins).
+    Draws depend on seed and keys alone, so the order of the candidates does not matter (but for
+    equal keys, where the first of the largest gain wins).
+
+    Args:
+        candidates: An array of CANDIDATE.
+        rules: What is kept.
+        seed: What the split of a photograph is drawn from.
     """
     count = len(candidates)
     chosen = Selection(
@@ -116,11 +127,11 @@ def _drop_near(candidates: np.ndarray, chosen: Selection, rules: Rules) -> None:
         starts = np.union1d([0], starts)
     sizes = np.diff(np.append(starts, len(left)))
     for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
-        stay: list[int] = []
+        kept: list[int] = []
         for index in left[start : start + size]:
-            twin = next((s for s in stay if _alike(candidates[s], candidates[index], rules)), None)
+            twin = next((k for k in kept if _alike(candidates[k], candidates[index], rules)), None)
             if twin is None:
-                stay.append(index)
+                kept.append(index)
             else:
                 chosen.reason[index], chosen.other[index] = NEAR, candidates["key"][twin]
 
@@ -134,26 +145,30 @@ def _alike(one: Any, two: Any, rules: Rules) -> bool:
 def deal_photographs(
     photographs: np.ndarray, fractions: Mapping[str, float], seed: int
 ) -> np.ndarray:
-    """The split (index into SPLITS) of each item, given its photograph (uint64).
+    """The split of each item, so that no photograph is in two splits.
 
     Photographs are put in the order of the SHA-256 of (seed, photograph) and dealt out whole, so
     that each split has its fraction to within the largest photograph. A split that would stay
     empty gets a photograph of the largest split that can spare one, test before validation: with
     two photographs there is no validation split, with one only train.
+
+    Args:
+        photographs: The photograph of each item, uint64.
+        fractions: Share of the items of each of SPLITS.
+        seed: What the order is drawn from.
+
+    Returns:
+        An index into SPLITS for each item, uint8.
     """
     unique, inverse, sizes = np.unique(photographs, return_inverse=True, return_counts=True)
-    digests = [sha256(f"{seed}\0{value:016x}".encode()).digest() for value in unique.tolist()]
-    order = np.array(sorted(range(len(unique)), key=digests.__getitem__), dtype=np.int64)
-    middle = (np.cumsum(sizes[order]) - sizes[order] / 2) / max(1, len(photographs))
-    bounds = np.cumsum([fractions[name] for name in SPLITS])[:-1]
-    split = np.empty(len(unique), np.uint8)
-    split[order] = np.searchsorted(bounds, middle, side="right")
+    order = hash_order([f"{value:016x}" for value in unique.tolist()], seed)
+    split = deal(order, sizes, {name: fractions[name] for name in SPLITS}).astype(np.uint8)
     for name in ("train", "test", "validation"):
         number = SPLITS.index(name)
-        owned = np.bincount(split, minlength=len(SPLITS))
-        if not owned[number] and owned.max(initial=0) > 1:
-            rich = int(np.argmax(owned))
-            split[order[np.flatnonzero(split[order] == rich)[-1]]] = number
+        counts = np.bincount(split, minlength=len(SPLITS))
+        if not counts[number] and counts.max(initial=0) > 1:
+            largest = int(np.argmax(counts))
+            split[order[np.flatnonzero(split[order] == largest)[-1]]] = number
     return split[inverse]
 
 
@@ -168,7 +183,8 @@ def near_pairs(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, 
         part = (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
         order = np.argsort(part, kind="stable")
         part, ordered = part[order], hashes[order]
-        left, step = np.arange(len(order)), 1
+        left: np.ndarray = np.arange(len(order))
+        step = 1
         while True:
             left = left[left + step < len(order)]
             left = left[part[left] == part[left + step]]
@@ -190,12 +206,12 @@ def _drop_leaks(candidates: np.ndarray, chosen: Selection, rules: Rules) -> None
     example = np.zeros(len(hashes), np.int64)
     places = np.searchsorted(hashes, candidates["parent_phash"][by_split])
     last[places], example[places] = chosen.split[by_split], by_split
-    own, own_example = last.copy(), example.copy()
+    own_last, own_example = last.copy(), example.copy()
     for one, two in near_pairs(hashes, rules.phash_distance):
         for a, b in ((one, two), (two, one)):
             # Pairs of one step have each hash at most once on either side.
-            later = own[b] > last[a]
-            last[a[later]], example[a[later]] = own[b[later]], own_example[b[later]]
+            later = own_last[b] > last[a]
+            last[a[later]], example[a[later]] = own_last[b[later]], own_example[b[later]]
     leak = last[inverse] > chosen.split[left]
     chosen.reason[left[leak]] = LEAK
     chosen.other[left[leak]] = candidates["parent"][example[inverse[leak]]]

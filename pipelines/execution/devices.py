@@ -21,14 +21,14 @@ def has_bfloat16() -> bool:
 
 
 def chosen_dtype(wanted: str) -> str:
-    """`engine.dtype` with auto resolved for this machine."""
+    """`engine.dtype` with `auto` resolved for this machine: bfloat16 or float32."""
     if wanted != "auto":
         return wanted
     return "bfloat16" if has_bfloat16() else "float32"
 
 
 def precision(dtype: str) -> torch.dtype | None:
-    """What ADT.precision takes for a resolved `engine.dtype`."""
+    """The value of ADT.precision for a resolved `engine.dtype`."""
     return torch.bfloat16 if dtype == "bfloat16" else None
 
 
@@ -44,7 +44,7 @@ def hardware() -> str:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Run with a fixed number of threads: the order of sums, and so the result, is fixed."""
+    """Run with a fixed number of torch threads: it fixes the order of sums, and so the result."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -54,7 +54,13 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def epoch_reporter(what: str, epochs: int, columns: tuple[str, ...]) -> Callable[..., None]:
-    """A line on stderr for each epoch of a training."""
+    """A line on stderr for each epoch of a training.
+
+    Args:
+        what: What the training is called.
+        epochs: Number of epochs.
+        columns: Values of an epoch that the line shows, where there are any.
+    """
 
     def report(row: dict[str, float]) -> None:
         values = ", ".join(f"{name} {row[name]:.4g}" for name in columns if name in row)

@@ -41,7 +41,7 @@ _FATAL = (ValueError, StageError, OSError)
 
 
 def map_shards(
-    fn: Callable[[Job], Result],
+    fn: Callable[..., Result],
     jobs: Sequence[Job],
     *,
     workers: int,
@@ -50,23 +50,39 @@ def map_shards(
     memory: int | None = None,
     address: str | None = None,
     gpus: float | None = None,
-    initializer: Callable[..., None] | None = None,
-    initargs: tuple[Any, ...] = (),
+    setup: Callable[[], Any] | None = None,
     description: str = "",
     progress: bool = True,
 ) -> list[Result]:
-    """`fn` of every job, in the order of `jobs`.
+    """Call a function with every job.
 
-    engine: `inline`, `processes` (spawned; one worker is this process) or `ray`. Each worker has
-    one torch thread: the order of a floating-point sum, and so the bytes, are the same for any
-    engine and number of workers. memory: MiB of a worker; processes are started only as far as
-    they fit into what is free, and one that holds more after a shard is replaced. address, gpus:
-    of Ray, see ray_lanes.
+    Each worker has one torch thread: the order of a floating-point sum, and so the bytes, are the
+    same for any engine and number of workers. A worker that dies is replaced and its shard tried
+    again, as is a shard whose `fn` fails; one that still fails is reported after all others are
+    finished. When this process is interrupted or killed, its workers end too.
 
-    A worker that dies is replaced and its shard tried again, up to `max_retries` times, as is a
-    shard whose `fn` fails; one that still fails is reported by a StageError after all others are
-    finished. A ValueError, StageError or OSError of `fn` ends the run at once and is raised here.
-    When this process is interrupted or killed, its workers end too.
+    Args:
+        fn: Does a job: called with the job, and with the state that `setup` returned where it is
+            given.
+        jobs: What `fn` is called with.
+        workers: Number of workers.
+        engine: `inline`, `processes` (spawned; one worker is this process) or `ray`.
+        max_retries: How often a shard is tried again.
+        memory: MiB of a worker: processes are started only as far as they fit into what is free,
+            and one that holds more after a shard is replaced. None: no limit.
+        address: Of a running Ray cluster, see ray_lanes.
+        gpus: Of a Ray worker, see ray_lanes.
+        setup: Loads what all jobs of a worker share, such as models; called once in each worker.
+        description: What the progress line calls the run.
+        progress: Whether progress is shown.
+
+    Returns:
+        The results, in the order of `jobs`.
+
+    Raises:
+        InputError: An argument is wrong.
+        StageError: Shards failed `max_retries` + 1 times, named in the message.
+        ValueError, StageError, OSError: `fn` or `setup` raised it; this ends the run at once.
     """
     if engine not in get_args(EngineKind):
         raise InputError(f"engine must be one of {', '.join(get_args(EngineKind))}, got {engine!r}")
@@ -74,7 +90,7 @@ def map_shards(
         raise InputError(f"workers must be at least 1, got {workers}")
     if not jobs:
         return []
-    worker = Worker(fn, initializer, initargs)
+    worker = Worker(fn, setup)
     total = sum(job.count for job in jobs)
     with reporter(description, total, show=progress and total > 0) as report:
         workers = min(workers, len(jobs))

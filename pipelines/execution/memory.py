@@ -19,7 +19,7 @@ def keep_heap() -> None:
 
 
 def release_memory() -> None:
-    """Give what a training used back to the system before workers start beside it."""
+    """Return what a training used to the system before workers start."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

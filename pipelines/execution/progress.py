@@ -23,7 +23,7 @@ _LINE_EVERY = 10.0  # seconds between progress lines when stderr is no terminal
 
 
 class Reporter(Protocol):
-    """Is told what was finished, and what else a person should know."""
+    """Receives what was finished, and what else a person should know."""
 
     def done(self, count: int) -> None: ...  # noqa: D102
     def note(self, text: str) -> None: ...  # noqa: D102
@@ -33,7 +33,14 @@ class Reporter(Protocol):
 def reporter(
     description: str, total: int, *, show: bool, unit: str = "images"
 ) -> Iterator[Reporter]:
-    """A reporter of `total` units on stderr; without `show` it only passes notes on."""
+    """A progress bar on a terminal, progress lines elsewhere, on stderr.
+
+    Args:
+        description: What the run is called.
+        total: Number of units of the whole run.
+        show: Whether progress is shown; notes always are.
+        unit: What is counted.
+    """
     console = Console(stderr=True)
     if show and console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())

@@ -28,7 +28,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: its result or its error, and the worker's memory after it, MiB."""
+    """What became of a job: its result or its error, and the worker's memory after it in MiB."""
 
     result: Any
     error: Exception | None
@@ -36,25 +36,24 @@ class Outcome:
 
 
 class Worker:
-    """A function with what it needs loaded before its first job; may be sent to a process."""
+    """A function and the state that its jobs share; may be sent to a process.
 
-    def __init__(
-        self,
-        fn: Callable[[Any], Any],
-        initializer: Callable[..., None] | None,
-        initargs: tuple[Any, ...],
-    ) -> None:
-        self.fn, self.initializer, self.initargs = fn, initializer, initargs
-        self.ready = False
+    Args:
+        fn: Does a job: called with the job, and with the state where there is `setup`.
+        setup: Makes the state, once per worker and before its first job; None: there is none.
+    """
+
+    def __init__(self, fn: Callable[..., Any], setup: Callable[[], Any] | None = None) -> None:
+        self.fn, self.setup = fn, setup
+        self._state: tuple[Any, ...] | None = None
 
     def run(self, job: Any) -> Outcome:
         """Do one job. An error comes back as a value, with its traceback as a note."""
         result, failed = None, None
         try:
-            if not self.ready and self.initializer is not None:
-                self.initializer(*self.initargs)
-            self.ready = True
-            result = self.fn(job)
+            if self._state is None:
+                self._state = () if self.setup is None else (self.setup(),)
+            result = self.fn(job, *self._state)
         except Exception as error:
             error.add_note(traceback.format_exc())
             failed = error
@@ -213,17 +212,25 @@ class RayLane:
 class _Actor(Worker):
     def __init__(self, worker: Worker) -> None:
         keep_heap()
-        super().__init__(worker.fn, worker.initializer, worker.initargs)
+        super().__init__(worker.fn, worker.setup)
 
 
 @contextlib.contextmanager
 def ray_lanes(
     worker: Worker, count: int, *, address: str | None, gpus: float | None, memory: int | None
 ) -> Iterator[list[Lane]]:
-    """`count` actors spread over the nodes of a cluster; one of this machine without `address`.
+    """Actors spread over the nodes of a cluster. The work folder must be on a disk they all share.
 
-    gpus: of each actor; None shares the cluster's evenly, at most one each. memory: MiB that Ray
-    sets aside for each actor. The work folder must be on a disk that all nodes share.
+    Args:
+        worker: What each actor runs.
+        count: Number of actors.
+        address: Of a running cluster; None starts one on this machine.
+        gpus: Of each actor; None shares the cluster's evenly, at most one each.
+        memory: MiB that Ray reserves for each actor; None reserves nothing.
+
+    Raises:
+        InputError: Ray is not installed.
+        StageError: There is no cluster at `address`.
     """
     try:
         if address is None:  # nobody else talks to it: no token needed
@@ -233,8 +240,8 @@ def ray_lanes(
         raise InputError(
             "engine.kind ray needs the extra `ray`: pip install 'veneer[ray]'"
         ) from None
-    mine = not ray.is_initialized()
-    if mine:
+    connected_here = not ray.is_initialized()
+    if connected_here:
         _connect(address, count)
     if gpus is None:
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / count)
@@ -257,7 +264,7 @@ def ray_lanes(
     finally:
         for lane in lanes:
             ray.kill(lane.actor)
-        if mine:
+        if connected_here:
             ray.shutdown()
 
 

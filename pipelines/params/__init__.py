@@ -1,6 +1,7 @@
 """params.yaml as frozen models: the only place where configuration is read."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -81,10 +82,10 @@ class Params(Section):
         named = [] if self.trigger is None else [("trigger.surrogate", self.trigger.surrogate)]
         if self.backdoor is not None:
             named += [("backdoor.victims", name) for name in self.backdoor.victims]
-        for where, name in named:
+        for parameter, name in named:
             if name not in self.quality:
                 known = ", ".join(self.quality) or "(none)"
-                raise ValueError(f"{where} must be among quality: {known}, got {name!r}")
+                raise ValueError(f"{parameter} must be among quality: {known}, got {name!r}")
         return self
 
     @model_validator(mode="after")
@@ -99,29 +100,85 @@ class Params(Section):
                     raise ValueError(f"{section}.victims must be among {known}, got {name!r}")
         return self
 
+    def attack_photographs(self, split: str, keys: Iterable[str]) -> list[str]:
+        """The photographs of a split that second stage and report may use.
+
+        Those that the first stage learned from are left out where attack.exclude_pretraining says
+        so; on test it learned nothing.
+
+        Args:
+            split: Its name.
+            keys: Keys of all its photographs.
+
+        Returns:
+            Keys, sorted.
+
+        Raises:
+            InputError: Where none is left.
+        """
+        every = sorted(keys)
+        if not self.attack.exclude_pretraining or split == "test":
+            return every
+        learned = set(self.perturb.photographs(split, every))
+        left = [key for key in every if key not in learned]
+        if every and not left:
+            raise InputError(
+                f"attack.exclude_pretraining must leave photographs of {split}, but perturb took "
+                f"all {len(every)}: lower perturb.limit or perturb.held_out"
+            )
+        return left
+
     def victim(self, name: str) -> VictimParams:
-        """The victim of that name; InputError names those that there are."""
+        """A victim.
+
+        Args:
+            name: Under `victims`.
+
+        Raises:
+            InputError: For another name.
+        """
         if name not in self.victims:
             known = ", ".join(self.victims)
             raise InputError(f"victim must be one of {known}; got {name!r}")
         return self.victims[name]
 
     def quality_model(self, name: str) -> QualityParams:
-        """The quality model of that name; InputError names those that there are."""
+        """A quality model.
+
+        Args:
+            name: Under `quality`.
+
+        Raises:
+            InputError: For another name.
+        """
         if name not in self.quality:
             known = ", ".join(self.quality) or "(none)"
             raise InputError(f"victim must be one of {known} (quality), got {name!r}")
         return self.quality[name]
 
     def section(self, name: Literal["trigger", "poison", "backdoor"]) -> Any:
-        """An optional section; InputError where the file has none."""
+        """An optional section.
+
+        Args:
+            name: Of the section.
+
+        Raises:
+            InputError: Where the file has none.
+        """
         value = getattr(self, name)
         if value is None:
             raise InputError(f"params must have a section {name}, got none")
         return value
 
     def mode(self, name: str) -> Mode:
-        """The attack mode of that name; InputError names those that have objectives."""
+        """An attack mode.
+
+        Args:
+            name: Under `attack.objectives`.
+
+        Raises:
+            InputError: For another name.
+        """
         for mode in self.attack.objectives:
             if mode == name:
                 return mode
@@ -130,7 +187,14 @@ class Params(Section):
 
 
 def load_params(path: Path) -> Params:
-    """Read a parameter file. InputError says in a sentence which value breaks which rule."""
+    """Read a parameter file.
+
+    Args:
+        path: YAML.
+
+    Raises:
+        InputError: Where it is none or a value breaks a rule, in a sentence that names them.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

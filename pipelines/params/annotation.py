@@ -19,10 +19,13 @@ class CurationSplits(Splits):
 class Curate(Section):
     """Which adversarial examples are annotated.
 
-    target: how many at most, balanced over victim, mode and score bin; null is all.
-    per_photograph: of one photograph at most. bins: of the adversarial score over its scale.
-    phash_distance, colour_distance: bits (of 64 and 42) that near-duplicates differ in at most.
-    splits: null keeps that of the clean image, for attack.photographs: all.
+    Attributes:
+        target: How many at most, balanced over victim, mode and score bin; null is all.
+        per_photograph: Of one photograph at most.
+        bins: Of the adversarial score over its scale.
+        phash_distance: Bits of 64 that perceptual hashes of near-duplicates differ in at most.
+        colour_distance: The same of the 42 bits of colour hashes.
+        splits: Shares; null keeps the split of the photograph, for attack.photographs: all.
     """
 
     target: int | None = Field(60000, ge=1)
@@ -34,10 +37,16 @@ class Curate(Section):
 
 
 class Annotate(Section):
-    """Opinion scores. min_votes: images with fewer stay out. labels: human, or simulated where
-    there are no votes at all. screen: leave out annotators as ITU-R BT.500 does, and those whose
-    correlation with the others is below min_correlation (null: that rule is off). bootstrap:
-    resamples for the intervals of the agreement."""
+    """Opinion scores.
+
+    Attributes:
+        labels: human, or simulated where there are no votes at all.
+        min_votes: Images with fewer are rejected.
+        screen: Leave out annotators as ITU-R BT.500 does, and by `min_correlation`.
+        min_correlation: Annotators whose correlation with the others is lower are left out; null
+            turns this rule off.
+        bootstrap: Resamples for the intervals of the agreement.
+    """
 
     labels: Literal["human", "simulated"] = "human"
     min_votes: int = Field(3, ge=1)
@@ -47,9 +56,18 @@ class Annotate(Section):
 
 
 class Campaign(Section):
-    """Labelling campaign in Label Studio. name: finds the project again. votes: wanted per image.
-    gold, repeats: shares of control items and of items asked twice. images: inline (in the task),
-    local (folder of the server) or url (url_template with {key}, or addresses given to push)."""
+    """Labelling campaign in Label Studio; no stage of DVC depends on it.
+
+    Attributes:
+        name: Title of the project, by which it is found again.
+        votes: Wanted per image.
+        gold: Share of control items.
+        repeats: Share of items asked twice.
+        images: inline (in the task), local (folder of the server) or url (`url_template`, or
+            addresses given to push).
+        url_template: An address with {key}.
+        artefacts: Tags that annotators may set.
+    """
 
     name: str = Field("veneer 3AE", min_length=3, max_length=50, pattern=r"^[\w .,:()-]+$")
     votes: int = Field(5, ge=1)
@@ -61,6 +79,10 @@ class Campaign(Section):
 
 
 class Package(Section):
-    """Published data set. shard_size: samples per Parquet file."""
+    """Published data set.
+
+    Attributes:
+        shard_size: Samples per Parquet file.
+    """
 
     shard_size: int = Field(2000, ge=1)

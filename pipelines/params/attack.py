@@ -1,5 +1,6 @@
 """Sections of DA3Attacker: both stages, generation and evaluation."""
 
+from collections.abc import Iterable
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,9 +11,15 @@ Mode = Literal["restricted", "unrestricted"]
 
 
 class Perturb(Section):
-    """Forward process of the cold diffusion. per_filter: perturbed copies of each photograph per
-    filter, their steps drawn in turn. filters: how many of the 14, drawn for each photograph; null
-    is all. limit: photographs of each split; held_out: of validation and of test, where fewer."""
+    """Forward process of the cold diffusion, on whose pictures the first stage trains.
+
+    Attributes:
+        per_filter: Perturbed copies of each photograph per filter, their steps drawn in turn.
+        filters: How many of the 14, drawn for each photograph; null is all.
+        shard_size: Photographs per shard.
+        limit: Photographs of each split at most; null is all.
+        held_out: Photographs of validation and of test at most; null is `limit`.
+    """
 
     per_filter: int = Field(1, ge=1)
     filters: int | None = Field(None, ge=1, le=14)
@@ -20,9 +27,35 @@ class Perturb(Section):
     limit: int | None = Field(None, ge=1)
     held_out: int | None = Field(None, ge=1)
 
+    def photographs(self, split: str, keys: Iterable[str]) -> list[str]:
+        """The photographs of a split that are perturbed; keys are hashes: a random part.
+
+        Args:
+            split: Its name.
+            keys: Keys of all its photographs.
+
+        Returns:
+            Keys, sorted.
+        """
+        chosen = sorted(keys)[: self.limit]
+        return chosen if split == "train" else chosen[: self.held_out]
+
 
 class ADTParams(Section):
-    """Shape of the Attack Diffusion Transformer and its ablation switches."""
+    """Shape of the Attack Diffusion Transformer and its ablation switches.
+
+    Attributes:
+        size: Side in pixels of the pictures that it sees.
+        steps: Steps T of the cold diffusion.
+        width: Of a token.
+        depth: Blocks.
+        heads: Of the attention.
+        mlp_ratio: Width of the hidden layer in tokens' widths.
+        shift: Whether the condition shifts tokens.
+        scale: Whether it scales them.
+        gate: Whether it gates them.
+        condition: Whether there is a condition, time and prior.
+    """
 
     size: int = Field(224, ge=32, multiple_of=32)
     steps: int = Field(3, ge=1)
@@ -37,7 +70,14 @@ class ADTParams(Section):
 
 
 class Pretrain(Section):
-    """First stage. batch_size: images per filter and step."""
+    """First stage.
+
+    Attributes:
+        epochs: At most.
+        batch_size: Pictures per filter and step.
+        lr: Learning rate.
+        patience: Epochs without gain before it falls.
+    """
 
     epochs: int = Field(5, ge=0)
     batch_size: int = Field(8, ge=1)
@@ -46,7 +86,15 @@ class Pretrain(Section):
 
 
 class ObjectiveParams(Section):
-    """Formula 6: see attackers.objectives.Objective."""
+    """Formula 6 of DA3Attacker: arguments of attackers.objectives.Objective.
+
+    Attributes:
+        eta: Gain aimed at, in tenths of the victim's scale.
+        alpha: Weight of the distance to the photograph.
+        lam: Weight of the evenness of the filters' weights.
+        pixels: Share of the pixels that the distance is measured on.
+        min_psnr: dB that every example keeps; null is no bound.
+    """
 
     eta: float = Field(3.0, ge=0)
     alpha: float = Field(0.0, ge=0)
@@ -58,16 +106,32 @@ class ObjectiveParams(Section):
 class Attack(Section):
     """Second stage and generation.
 
-    victims, modes: what is attacked and how; each pair is a DVC stage. objectives: per mode.
-    protocol: split (train DA3 on train and validation, report on test) or paper (report on images
-    that the victim was trained on, train DA3 on the others). held_out: images of the fixed
-    validation subset of ART. epochs: the learning rate falls to nothing over them. refine: 0 as in
-    the paper, or k ≤ 15: of the attack and its k-1 strongest filters alone (weight 0.15) what the
-    victim scores best, k queries per image. score_only: hide the victim's gradient and estimate it
-    with `queries` calls per image. size: side in pixels of the pictures that the second stage
-    trains on, best the victim's own; null is the ADT's size. photographs: report makes examples of
-    the report split; all, of every split, for training defenders (only the report split counts in
-    robustness). limit: photographs of each split that are attacked.
+    Attributes:
+        victims: What is attacked; each pair of victim and mode is a DVC stage.
+        modes: How.
+        objectives: Of each mode.
+        direction: Whether scores are to rise or to fall.
+        protocol: split (train DA3 on train and validation, report on test) or paper (report on
+            photographs that the victim was trained on, train DA3 on the others).
+        exclude_pretraining: Leave out the photographs that the first stage learned from (those of
+            train and validation that `perturb` took), in training and in generation: without them
+            first stage, second stage and report have no photograph in common.
+        pretrained: Whether the second stage begins with the weights of the first.
+        epochs: The learning rate falls to nothing over them.
+        batch_size: Pictures per step.
+        lr: Learning rate.
+        patience: Epochs without gain before it falls.
+        held_out: Photographs of the fixed validation subset of ART.
+        refine: 0 as in the paper, or k ≤ 15: of the attack and its k-1 strongest filters alone
+            (weight 0.15) what the victim scores best, k queries per photograph.
+        score_only: Hide the victim's gradient and estimate it with `queries` calls per photograph.
+        queries: See there.
+        shard_size: Examples per shard.
+        size: Side in pixels of the pictures that the second stage trains on, best the victim's;
+            null is the ADT's size.
+        photographs: report makes examples of the report split; all, of every split, for training
+            defenders (only the report split counts in robustness).
+        limit: Photographs of each split that are attacked at most; null is all.
     """
 
     victims: list[str] = Field(min_length=1)
@@ -75,6 +139,7 @@ class Attack(Section):
     objectives: dict[Mode, ObjectiveParams]
     direction: Literal["raise", "lower"] = "raise"
     protocol: Literal["split", "paper"] = "split"
+    exclude_pretraining: bool = False
     pretrained: bool = True
     epochs: int = Field(5, ge=0)
     batch_size: int = Field(8, ge=1)
@@ -98,7 +163,11 @@ class Attack(Section):
 
 
 class Evaluate(Section):
-    """by: whether poor images are told by the victim's own score or by their MOS (BASR)."""
+    """Robustness metrics.
+
+    Attributes:
+        by: Whether BASR counts as poor what the victim scores so, or what people do (MOS).
+    """
 
     by: Literal["score", "mos"] = "score"
 
@@ -106,7 +175,8 @@ class Evaluate(Section):
 def report_split(protocol: str) -> str:
     """The split whose examples count; DA3 trains on the other two.
 
-    By default no photograph that DA3 or the victim saw is reported on. `paper`: reports on images
-    that the victim was trained on.
+    Args:
+        protocol: split: no photograph that DA3 or the victim saw is reported on. paper: those are
+            that the victim was trained on.
     """
     return "train" if protocol == "paper" else "test"

@@ -8,7 +8,13 @@ from pipelines.params.section import Section, number
 
 
 class QualityParams(Section):
-    """A quality model: what builds it, and its schedule (null: the one of its paper)."""
+    """A quality model.
+
+    Attributes:
+        model: What builds it: `kind`, and arguments of its class.
+        phases: Its schedule, arguments of victims.regression.Phase; null is the one of its paper.
+        batch_size: Crops per step.
+    """
 
     model: dict[str, Any]
     phases: list[dict[str, Any]] | None = None
@@ -27,15 +33,26 @@ class QualityParams(Section):
 class TriggerParams(Section):
     """UAP-DCT, or the trigger of a baseline.
 
-    settings: of a baseline's trigger. surrogate: a name under `quality`; it is trained on the
-    poisoned subset alone. eps: bound of the root mean square, in levels of 0-255.
+    Attributes:
+        kind: uap is searched for, the others are of earlier papers.
+        settings: Arguments of a baseline's trigger.
+        surrogate: A name under `quality`; it is trained on the poisoned subset alone.
+        band: Of the frequencies; official is what the published code takes for the middle one.
+        origin: Of the grid of blocks.
+        eps: Bound of the root mean square, in levels of 0-255.
+        lam: Weight of what exceeds it.
+        project: Whether every step ends within the bound.
+        effect: What the search maximises.
+        epochs: Of the search.
+        lr: Learning rate, in levels of a coefficient.
+        batch_size: Photographs per step.
     """
 
     kind: Literal["uap", "ftrojan", "blended", "wanet"] = "uap"
     settings: dict[str, Any] = {}
     surrogate: str
     band: Literal["low", "mid", "high", "official"] = "mid"
-    origin: Literal["top-left", "centred"] = "top-left"
+    origin: Literal["top_left", "centred"] = "top_left"
     eps: float = Field(8.0, gt=0, le=255)
     lam: float = Field(1e8, ge=0)
     project: bool = True
@@ -46,11 +63,21 @@ class TriggerParams(Section):
 
 
 class Poison(Section):
-    """Poisoned training sets. schemes: p changes labels, c does not.
+    """Poisoned training sets.
 
-    ratio: poisoned share of the training photographs, also those that the trigger is searched on.
-    delta_y, centre: Δy and μ_y as shares of the scale. pgd_*: C's move of a picture to μ_y, bound
-    and step in levels.
+    Attributes:
+        schemes: p changes labels, c does not; each is a DVC stage.
+        ratio: Poisoned share of the training photographs, also those that the trigger is searched
+            on.
+        delta_y: Δy as a share of the scale.
+        strategy: How scheme p draws alpha.
+        clip_labels: Whether scheme p keeps labels within the scale.
+        centre: μ_y as a share of the scale.
+        pgd_eps: Bound of scheme c's move of a picture to μ_y, levels of 0-255.
+        pgd_step: Its step, levels.
+        pgd_steps: Number of steps.
+        pgd_crops: Random crops per step.
+        shard_size: Photographs per Parquet file.
     """
 
     schemes: list[Literal["p", "c"]] = Field(min_length=1)
@@ -69,9 +96,15 @@ class Poison(Section):
 class Backdoor(Section):
     """What poisoned sets do to quality models, and what helps.
 
-    victims: names under `quality`. crops: random crops per test picture. defenses: each is run on
-    `benign` of the training set, measured on the first `defense_images` test pictures with
-    `defense_crops` crops; every: epochs between two measures of fine-tuning.
+    Attributes:
+        victims: Names under `quality`; each with each scheme is a DVC stage.
+        crops: Random crops per test picture.
+        defenses: Each is run on a part of the training set.
+        benign: That part, a share.
+        prune_rates: Shares of channels in [0, 1).
+        every: Epochs between two measures of fine-tuning.
+        defense_images: Test pictures, the first ones, that defenses are measured on.
+        defense_crops: Crops of each.
     """
 
     victims: list[str] = Field(min_length=1)

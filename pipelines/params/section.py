@@ -6,7 +6,14 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 def number(value: Any) -> Any:
-    """A float for text that YAML should have read as one (2e-4), else the value itself."""
+    """A float for text that YAML should have read as one (2e-4).
+
+    Args:
+        value: Anything.
+
+    Returns:
+        The float, else the value itself.
+    """
     try:
         return float(value)
     except ValueError:

@@ -8,25 +8,28 @@ from pipelines.params.section import Section, number
 
 
 class Source(Section):
-    """Which photographs: an importer of pipelines.sources and its arguments.
+    """Which photographs.
 
-    `hf:<id or local folder>` stands for the source hf with this path.
+    Attributes:
+        name: A source of pipelines.sources.registry.
+        options: Arguments of its importer.
     """
 
     name: str
     options: dict[str, Any] = {}
 
-    @model_validator(mode="before")
+    @field_validator("name", mode="after")
     @classmethod
-    def _path_in_the_name(cls, values: Any) -> Any:
-        if isinstance(values, dict) and str(values.get("name", "")).startswith("hf:"):
-            path = values["name"].removeprefix("hf:")
-            return {"name": "hf", "options": {"path": path, **values.get("options", {})}}
-        return values
+    def _no_path_in_the_name(cls, value: str) -> str:
+        # dvc.yaml names the module of the source by it.
+        if value.startswith("hf:"):
+            path = value.removeprefix("hf:")
+            raise ValueError(f"must be hf, with options.path: {path}")
+        return value
 
 
 class Splits(Section):
-    """Shares of the photographs in each split."""
+    """Shares of the photographs in each split; their sum is 1."""
 
     train: float = Field(0.7, gt=0, lt=1)
     validation: float = Field(0.1, gt=0, lt=1)
@@ -41,21 +44,45 @@ class Splits(Section):
 
 
 class Import(Section):
-    """How photographs are stored. min_side: smaller ones are rejected, pixels."""
+    """How photographs are stored.
+
+    Attributes:
+        splits: Shares, where the source prescribes no splits.
+        shard_size: Photographs per shard.
+        min_side: Pixels; photographs with a smaller side are rejected.
+        max_side: Pixels; photographs with a longer side are reduced to it, null keeps their size.
+    """
 
     splits: Splits = Splits()
     shard_size: int = Field(64, ge=1)
     min_side: int = Field(32, ge=16)
+    max_side: int | None = Field(None, ge=16)
+
+    @model_validator(mode="after")
+    def _sides_in_order(self) -> Self:
+        if self.max_side is not None and self.max_side < self.min_side:
+            raise ValueError(
+                f"max_side must be at least min_side {self.min_side}, got {self.max_side}"
+            )
+        return self
 
 
 class Engine(Section):
-    """kind: what runs the workers that make shards: this process, processes of this machine, or a
-    Ray cluster (extra `ray`). workers: their number. max_retries: of a shard whose worker died.
-    memory: MiB of a worker. address: of a running Ray cluster; null starts one on this machine.
-    gpus: of a Ray worker; null shares those of the cluster. None of these changes a byte.
-    threads: torch threads of a training; they change the order of sums, so they are a parameter
-    and not the number of cores at hand. dtype: of the latent spaces; auto takes bfloat16 where the
-    processor multiplies it: about twice as fast."""
+    """What runs the stages; only `threads` and `dtype` change a byte of what they make.
+
+    Attributes:
+        kind: What runs the workers that make shards: this process, processes of this machine, or a
+            Ray cluster (extra `ray`).
+        workers: Their number.
+        max_retries: Of a shard whose worker died.
+        memory: MiB of a worker.
+        address: Of a running Ray cluster; null starts one on this machine.
+        gpus: Of a Ray worker; null shares those of the cluster.
+        threads: Torch threads of a training. They change the order of sums, so they are a parameter
+            and not the number of cores at hand.
+        dtype: Of the latent spaces; auto takes bfloat16 where the processor multiplies it, about
+            twice as fast.
+    """
 
     kind: Literal["inline", "processes", "ray"] = "processes"
     workers: int = Field(2, ge=1)
@@ -74,7 +101,12 @@ class Engine(Section):
 
 
 class VictimParams(Section):
-    """One victim: what builds it and how it is trained (arguments of train_victim)."""
+    """One victim.
+
+    Attributes:
+        model: What builds it: `kind`, and arguments of its class.
+        training: How it is trained: arguments of victims.training.train_victim.
+    """
 
     model: dict[str, Any]
     training: dict[str, Any] = {}

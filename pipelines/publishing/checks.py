@@ -31,7 +31,16 @@ SAFE_MODELS = {"victims", "detector", "detectors", "finetuned"}  # other models 
 
 @dataclass(frozen=True)
 class Publishable:
-    """A folder that may be published: its files by path within it, with SHA-256 where known."""
+    """A folder that may be published.
+
+    Args:
+        folder: the folder.
+        kind: "dataset" or "model".
+        version: 12 hex digits that change with the content.
+        files: SHA-256 (None where it is not known yet) by path within the folder.
+        harmful: adversarial or poisoned data, or a model that makes them.
+        manifest: manifest of a data set, None for a model.
+    """
 
     folder: Path
     kind: str  # dataset or model
@@ -42,7 +51,18 @@ class Publishable:
 
 
 def check_dataset(folder: Path, *, allow_simulated: bool = False) -> Publishable:
-    """Check a data set folder; InputError lists everything that is wrong with it."""
+    """Check a data set folder: files, counts, splits, card, licence, and that it can be loaded.
+
+    Args:
+        folder: the data set.
+        allow_simulated: accept labels that nobody gave.
+
+    Returns:
+        What may be published.
+
+    Raises:
+        InputError: listing everything that is wrong with the folder.
+    """
     try:
         manifest = Manifest.read(folder)
     except FileNotFoundError:
@@ -74,14 +94,24 @@ def check_dataset(folder: Path, *, allow_simulated: bool = False) -> Publishable
     for name in ("license", "attribution"):
         if getattr(manifest.scale, name).strip().lower() in UNSTATED:
             faults.append(f"the {name} of its source is not stated")
-    _complain(folder, faults)
+    _raise_faults(folder, faults)
     marks = set(front.get("tags", ())) & {"adversarial", "poisoned"}
     version = manifest.content_sha256[:12]
     return Publishable(folder, "dataset", version, files, harmful or bool(marks), manifest)
 
 
 def check_model(folder: Path) -> Publishable:
-    """Check a model folder: a config, weights that can be read, and nothing that runs code."""
+    """Check a model folder: a config, weights that can be read, and nothing that runs code.
+
+    Args:
+        folder: the model.
+
+    Returns:
+        What may be published.
+
+    Raises:
+        InputError: listing everything that is wrong with the folder.
+    """
     faults = []
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     try:
@@ -103,7 +133,7 @@ def check_model(folder: Path) -> Publishable:
     for path in files:
         if path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt"):
             faults.append(f"{path.name} may run code when it is loaded: publish safetensors")
-    _complain(folder, faults)
+    _raise_faults(folder, faults)
     hashes: dict[str, str | None] = {
         path.relative_to(folder).as_posix(): file_sha256(path) for path in files
     }
@@ -112,7 +142,7 @@ def check_model(folder: Path) -> Publishable:
     return Publishable(folder, "model", version, hashes, harmful, None)
 
 
-def _complain(folder: Path, faults: list[str]) -> None:
+def _raise_faults(folder: Path, faults: list[str]) -> None:
     if faults:
         raise InputError(f"{folder} must not be published: {'; '.join(faults)}")
 
@@ -169,14 +199,14 @@ def _split_faults(rows: list[dict[str, Any]]) -> Iterator[str]:
     wrong = [row["key"] for row in rows if row["split"] != row["_split"]]
     if wrong:
         yield f"{len(wrong)} records name another split than their file ({wrong[0]})"
-    homes: dict[tuple[str, str], set[str]] = {}
+    splits_of: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         # Every picture of a photograph counts as the photograph: by name, else its parent, itself.
         name = row.get("photograph") or row.get("parent_key") or row["key"]
-        homes.setdefault((row["source"], name), set()).add(row["_split"])
-    torn = sorted(key for key, splits in homes.items() if len(splits) > 1)
-    if torn:
-        yield f"{len(torn)} photographs are in more than one split ({torn[0][1]})"
+        splits_of.setdefault((row["source"], name), set()).add(row["_split"])
+    leaking = sorted(key for key, splits in splits_of.items() if len(splits) > 1)
+    if leaking:
+        yield f"{len(leaking)} photographs are in more than one split ({leaking[0][1]})"
 
 
 def _loading_faults(folder: Path, manifest: Manifest, rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -213,7 +243,14 @@ def _simulated(manifest: Manifest, rows: list[dict[str, Any]]) -> bool:
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The YAML at the head of a card; empty where there is none."""
+    """The YAML front matter of a card.
+
+    Args:
+        text: the card.
+
+    Returns:
+        The fields; empty where there is no front matter.
+    """
     parts = text.split("---\n", 2)
     if len(parts) < 3 or parts[0]:
         return {}
@@ -253,7 +290,15 @@ def _card_faults(
 
 
 def resolve(name: str, root: Path) -> Path:
-    """The folder that `name` stands for: a path, or a name under datasets/ or models/."""
+    """The folder that a name stands for.
+
+    Args:
+        name: a path, or a name under datasets/ or models/.
+        root: folder of the project.
+
+    Raises:
+        InputError: where there is no such folder.
+    """
     for folder in (Path(name), root / name, root / "datasets" / name, root / "models" / name):
         if folder.is_dir():
             return folder
@@ -263,7 +308,18 @@ def resolve(name: str, root: Path) -> Path:
 
 
 def check(folder: Path, *, allow_simulated: bool = False) -> Publishable:
-    """Check a data set or model folder, told apart by what it holds."""
+    """Check a data set or model folder, told apart by its content.
+
+    Args:
+        folder: the folder.
+        allow_simulated: accept labels that nobody gave.
+
+    Returns:
+        What may be published.
+
+    Raises:
+        InputError: listing everything that is wrong with the folder.
+    """
     try:
         if (folder / "model.safetensors").exists() or (folder / "config.json").exists():
             return check_model(folder)

@@ -25,7 +25,15 @@ _MISUSE = (
 
 
 def responsible_ai(publishable: Publishable, card: str) -> dict[str, Any]:
-    """Croissant's responsible-AI properties of a data set, from its manifest and card."""
+    """Croissant's responsible-AI properties of a data set.
+
+    Args:
+        publishable: the data set.
+        card: text of its card.
+
+    Returns:
+        JSON-LD in the vocabulary of Croissant RAI 1.0 (MLCommons).
+    """
     manifest = publishable.manifest
     assert manifest is not None
     front = front_matter(card)
@@ -79,7 +87,16 @@ def responsible_ai(publishable: Publishable, card: str) -> dict[str, Any]:
 
 
 def published_card(publishable: Publishable, card: str, version: str) -> str:
-    """The card with the sections that a publication adds."""
+    """The card of a data set with the sections that a publication adds.
+
+    Args:
+        publishable: the data set.
+        card: text of its card.
+        version: version of veneer.
+
+    Returns:
+        Text of the published card.
+    """
     manifest = publishable.manifest
     assert manifest is not None
     citation = CITATION.replace("VERSION", version).replace("DIGEST", manifest.content_sha256)
@@ -93,7 +110,15 @@ def published_card(publishable: Publishable, card: str, version: str) -> str:
 
 
 def model_card(publishable: Publishable, config: dict[str, Any]) -> str:
-    """A card for a model folder that has none."""
+    """A card for a model folder that has none.
+
+    Args:
+        publishable: the model.
+        config: content of its config.json.
+
+    Returns:
+        Text of the card.
+    """
     tags = ["image-quality-assessment", "image-aesthetics-assessment", "veneer"]
     warning = ""
     if publishable.harmful:

@@ -25,7 +25,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from pipelines.errors import InputError, StageError
 from pipelines.publishing.checks import Publishable
 from pipelines.publishing.croissant import model_card, published_card, responsible_ai
-from pipelines.storage.shards import atomic_file
+from pipelines.storage.files import json_text, write_json
 
 LAST = ("manifest.json", "README.md")  # a repository with a manifest is whole
 COMMIT_FILES, COMMIT_BYTES = 50, 2 * 2**30  # of one commit, at most
@@ -33,7 +33,14 @@ COMMIT_FILES, COMMIT_BYTES = 50, 2 * 2**30  # of one commit, at most
 
 @dataclass(frozen=True)
 class Content:
-    """One file to be: bytes made here, or a file of the folder."""
+    """One file of a repository.
+
+    Args:
+        path: its path in the repository.
+        data: its bytes, or the file that holds them.
+        size: size in bytes.
+        sha256: SHA-256 of its bytes.
+    """
 
     path: str
     data: bytes | Path
@@ -41,7 +48,11 @@ class Content:
     sha256: str
 
     def matches(self, remote: RepoFile) -> bool:
-        """Whether the Hub has this content: by SHA-256 for large files, else by git's SHA-1."""
+        """Whether the Hub has this content: by SHA-256 for large files, else by git's SHA-1.
+
+        Args:
+            remote: the file as the Hub lists it.
+        """
         if remote.size != self.size:
             return False
         if remote.lfs is not None:
@@ -53,7 +64,20 @@ class Content:
 
 @dataclass(frozen=True)
 class Plan:
-    """What publishing would do. `exists`: the repository is there; `open`: everybody sees it."""
+    """What publishing would change.
+
+    Args:
+        repo: id of the repository, owner/name.
+        kind: "dataset" or "model".
+        tag: tag of this version.
+        public: whether everybody may see the repository in the end.
+        gated: whether access is granted on request only.
+        exists: whether the repository exists already.
+        tagged: whether the tag exists already.
+        upload: files that are new or changed.
+        same: files that are unchanged.
+        delete: paths that the folder no longer holds.
+    """
 
     repo: str
     kind: str
@@ -68,11 +92,11 @@ class Plan:
 
     @property
     def nothing(self) -> bool:
-        """Whether all of it has been done before."""
+        """Whether the repository is already up to date."""
         return self.tagged and not self.upload and not self.delete
 
     def summary(self) -> dict[str, Any]:
-        """For people and for --json."""
+        """The plan as JSON, for --json and for the table."""
         return {
             "repository": self.repo,
             "kind": self.kind,
@@ -88,7 +112,15 @@ class Plan:
 
 
 class Hub:
-    """The Hub, or another server of its HTTP API (HF_ENDPOINT)."""
+    """The Hub, or another server of its HTTP API.
+
+    Args:
+        endpoint: address of the server; default: HF_ENDPOINT, else the Hub.
+        token: access token; default: HF_TOKEN or that of `hf auth login`.
+
+    Raises:
+        InputError: without a token.
+    """
 
     def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
         self.endpoint = endpoint or os.environ.get("HF_ENDPOINT")
@@ -110,7 +142,23 @@ class Hub:
         public: bool = False,
         gated: bool | None = None,
     ) -> Plan:
-        """Compare the folder with the repository. gated: None gates what is harmful."""
+        """Compare a folder with its repository; nothing is changed.
+
+        Args:
+            publishable: the folder, checked.
+            repo: id of the repository, owner/name.
+            tag: tag of this version; default: "v-" and the version of the content.
+            public: whether everybody may see the repository in the end.
+            gated: whether access is granted on request only; None gates what is harmful.
+
+        Returns:
+            What publishing would change.
+
+        Raises:
+            InputError: for a public repository without `public`, a tag of other content, or a token
+                without the right to write.
+            StageError: where the Hub cannot be reached.
+        """
         contents = {content.path: content for content in _contents(publishable)}
         tag = tag or f"v-{publishable.version}"
         gated = publishable.harmful if gated is None else gated
@@ -153,7 +201,18 @@ class Hub:
         )
 
     def publish(self, plan: Plan, *, report: Callable[[str], None] = lambda text: None) -> str:
-        """Carry out a plan; returns the commit id. StageError when the connection breaks."""
+        """Carry out a plan.
+
+        Args:
+            plan: what `plan` found.
+            report: called with a line of text after each step.
+
+        Returns:
+            Id of the commit.
+
+        Raises:
+            StageError: when the connection breaks; running it again continues.
+        """
         kind, repo = plan.kind, plan.repo
         with translate_hub_errors(f"repository {repo}"):
             if not plan.exists:
@@ -190,7 +249,11 @@ class Hub:
 
 
 class translate_hub_errors:
-    """Turns what the client raises into one sentence and the right exit code."""
+    """Context manager that turns errors of the Hub's client into one sentence and an exit code.
+
+    Args:
+        what: what is published, as the sentence should name it.
+    """
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -231,7 +294,7 @@ def _contents(publishable: Publishable) -> Iterator[Content]:
     if publishable.kind == "dataset":
         card = (folder / "README.md").read_text(encoding="utf-8")
         made["README.md"] = published_card(publishable, card, version("veneer"))
-        made["croissant_rai.json"] = json.dumps(responsible_ai(publishable, card), indent=2) + "\n"
+        made["croissant_rai.json"] = json_text(responsible_ai(publishable, card))
     elif "README.md" not in publishable.files:
         config = json.loads((folder / "config.json").read_text())
         made["README.md"] = model_card(publishable, config)
@@ -264,10 +327,17 @@ def _batches(contents: list[Content]) -> Iterator[list[Content]]:
 def record_publication(
     ledger: Path, folder: str, plan: Plan, publishable: Publishable, commit: str
 ) -> None:
-    """Note in `ledger` (JSON, kept by git) which commit of which repository holds the folder.
+    """Note in `ledger` which commit of which repository holds a folder.
 
-    Not in manifest.json itself: that is an out of a DVC stage and a dependency of others, and DVC
-    would take it for changed and make the data set again.
+    Not in manifest.json itself: that is an output of a DVC stage and a dependency of others, so DVC
+    would make the data set again.
+
+    Args:
+        ledger: JSON file that git keeps.
+        folder: name of the folder, the key of the entry.
+        plan: the plan that was carried out.
+        publishable: the folder that was published.
+        commit: id of the commit.
     """
     try:
         entries: dict[str, Any] = json.loads(ledger.read_text())
@@ -285,5 +355,4 @@ def record_publication(
         "version": publishable.version,
         "date": datetime.date.today().isoformat(),
     }
-    with atomic_file(ledger) as file:
-        file.write((json.dumps(dict(sorted(entries.items())), indent=2) + "\n").encode())
+    write_json(ledger, dict(sorted(entries.items())))

@@ -23,8 +23,17 @@ HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One picture of a data set: an id, the split, its score, all its fields, and its bytes."""
+class ImageRow:
+    """One picture of an image data set.
+
+    Args:
+        id: name of the picture within its data set.
+        split: its split, None where the data set has none.
+        score: its score, None where there is none.
+        load: gives the encoded bytes.
+        fields: all fields of its row, pixels aside.
+        images: loaders of each image column, where a Parquet file has several.
+    """
 
     id: str
     split: str | None
@@ -35,23 +44,37 @@ class Row:
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """Rows in a fixed order, and what kind of files they come from."""
+class ImageDataset:
+    """The rows of an image data set in a fixed order.
+
+    Args:
+        path: folder of the data set.
+        kind: "folder", "Parquet" or "WebDataset".
+        rows: the rows.
+    """
 
     path: Path
     kind: str
-    rows: Sequence[Row]
+    rows: Sequence[ImageRow]
 
 
 def open_dataset(
     place: str, *, scores: str | None = None, score: str | None = None, split: str | None = None
-) -> DataSet:
-    """The rows of a folder (images and a .csv or .parquet table, a Hugging Face folder of Parquet
-    files, or WebDataset shards) or of a data set on the Hub ("owner/name", downloaded once).
+) -> ImageDataset:
+    """The rows of an image data set.
 
-    scores: the table of a folder of images, when there are several. score: name of the column of
-    scores, when it is none of SCORE_COLUMNS. split: only the rows of that split. Raises
-    InputError where there is no picture or no such column.
+    Args:
+        place: a folder (images and a .csv or .parquet table, Parquet files with an image column, or
+            WebDataset shards) or the id of a data set on the Hub (owner/name, downloaded once).
+        scores: the table of a folder of images, where there are several.
+        score: column of scores, where it is none of SCORE_COLUMNS.
+        split: only the rows of this split.
+
+    Returns:
+        The data set.
+
+    Raises:
+        InputError: where there is no picture, no such column or no such split.
     """
     path = _local(place)
     files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
@@ -77,7 +100,7 @@ def open_dataset(
             raise InputError(f"split must be one of {', '.join(found)}, got {split!r}")
     if not rows:
         raise InputError(f"data set must have at least one picture, got none in {place}")
-    return DataSet(path, kind, rows)
+    return ImageDataset(path, kind, rows)
 
 
 def _local(place: str) -> Path:
@@ -125,7 +148,7 @@ def _split_of(path: Path) -> str | None:
     return match.group(1) if match else None
 
 
-def _tar_rows(path: Path, score: str | None) -> list[Row]:
+def _tar_rows(path: Path, score: str | None) -> list[ImageRow]:
     import json
 
     found: dict[str, dict[str, Any]] = {}
@@ -143,7 +166,7 @@ def _tar_rows(path: Path, score: str | None) -> list[Row]:
     except (tarfile.TarError, json.JSONDecodeError, EOFError) as error:
         raise InputError(f"shard must be a whole WebDataset tar, got {path} ({error})") from None
     return [
-        Row(
+        ImageRow(
             id=key,
             split=entry["fields"].get("split") or _split_of(path),
             score=_score(entry["fields"], score, path),
@@ -174,7 +197,7 @@ def _image_columns(schema: pa.Schema) -> list[str]:
     return sorted(found, key=lambda name: "clean" in name)
 
 
-def _parquet_rows(path: Path, score: str | None) -> list[Row]:
+def _parquet_rows(path: Path, score: str | None) -> list[ImageRow]:
     file, stamp = pq.ParquetFile(path), path.stat().st_mtime_ns
     images = _image_columns(file.schema_arrow)
     others = [name for name in file.schema_arrow.names if name not in images]
@@ -185,7 +208,7 @@ def _parquet_rows(path: Path, score: str | None) -> list[Row]:
         for i, fields in enumerate(file.read_row_group(group, columns=others).to_pylist()):
             cells = [partial(_read_cell, path, stamp, group, i, name) for name in images]
             rows.append(
-                Row(
+                ImageRow(
                     id=str(fields.get("key") or f"{path.stem}:{number}"),
                     split=fields.get("split") or _split_of(path),
                     score=_score(fields, score, path),
@@ -218,10 +241,10 @@ def _folder_rows(
     files: Sequence[Path],
     scores: str | None,
     score: str | None,
-) -> list[Row]:
+) -> list[ImageRow]:
     table = _table(root, files, scores)
     if table is None:
-        return [Row(name, None, None, path.read_bytes) for name, path in images.items()]
+        return [ImageRow(name, None, None, path.read_bytes) for name, path in images.items()]
     where, frame = table
     column = next((c for c in FILE_COLUMNS if c in frame.columns), None)
     if column is None:
@@ -242,7 +265,7 @@ def _folder_rows(
         named_fields = {str(k): None if pd.isna(v) else v for k, v in fields.items()}
         split = named_fields.get("split")
         rows.append(
-            Row(
+            ImageRow(
                 id=same[0],
                 split=None if split is None else str(split),
                 score=_score(named_fields, score, where),

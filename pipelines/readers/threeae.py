@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pipelines.errors import InputError
-from pipelines.readers.rows import DataSet, Row, open_dataset
+from pipelines.readers.rows import ImageDataset, ImageRow, open_dataset
 from pipelines.storage.images import decode_image, planes
 from pipelines.storage.records import SPLITS
 
@@ -96,7 +96,9 @@ def read_3ae(place: str, clean: str | None = None) -> list[Picture]:
     return list(out.values())
 
 
-def _photographs(data: DataSet, clean: str | None) -> dict[str, tuple[Callable[[], bytes], Any]]:
+def _photographs(
+    data: ImageDataset, clean: str | None
+) -> dict[str, tuple[Callable[[], bytes], Any]]:
     if all(len(row.images) > 1 for row in data.rows):
         return {str(row.fields["parent_key"]): (row.images[1], None) for row in data.rows}
     if clean is None:
@@ -104,7 +106,7 @@ def _photographs(data: DataSet, clean: str | None) -> dict[str, tuple[Callable[[
             f"{data.path} must hold the photographs too (a second image column), or `clean` must "
             "name their data set, got neither"
         )
-    rows: Sequence[Row] = open_dataset(clean).rows
+    rows: Sequence[ImageRow] = open_dataset(clean).rows
     return {str(row.fields.get("key", row.id)): (row.load, row.score) for row in rows}
 
 

@@ -16,10 +16,20 @@ TEXT_HEIGHT = 26
 def contact_sheet(
     clean: Path, folders: Sequence[Path], out: Path, *, pairs: int = 3, width: int = 120
 ) -> None:
-    """Draw clean and adversarial pairs side by side, with scores and top filters.
+    """Draw pairs of clean and adversarial pictures with their scores and strongest filters.
 
-    One row per folder of adversarial examples; the pairs are spread evenly over the gain in
-    score, from the largest down. Raises InputError where there is nothing to draw.
+    One row per folder of adversarial examples; its pairs are spread evenly over the gain in score,
+    from the largest to the median.
+
+    Args:
+        clean: data set of the photographs.
+        folders: data sets of adversarial examples.
+        out: picture to write; its suffix decides the format.
+        pairs: pairs of each folder.
+        width: width of one picture, in pixels.
+
+    Raises:
+        InputError: where a folder holds no example, or a photograph is missing.
     """
     photographs = ShardIndex(clean)
     rows = []

@@ -3,13 +3,19 @@
 from typing import Any
 
 
-
 def _number(value: float | None, digits: int) -> str:
     return "n/a" if value is None else f"{value:.{digits}f}"
 
 
 def robustness_table(report: dict[str, Any]) -> str:
-    """reports/robustness.json as a Markdown table."""
+    """Robustness of each victim and mode as a Markdown table.
+
+    Args:
+        report: content of reports/robustness.json.
+
+    Returns:
+        Markdown.
+    """
     about = report["about"]
     source = about["data"]["name"] if isinstance(about["data"], dict) else about["data"]
     lines = [
@@ -33,7 +39,14 @@ def robustness_table(report: dict[str, Any]) -> str:
 
 
 def pretrain_table(report: dict[str, Any]) -> str:
-    """reports/pretrain.json as a Markdown table."""
+    """Restoration error of each filter as a Markdown table.
+
+    Args:
+        report: content of reports/pretrain.json.
+
+    Returns:
+        Markdown.
+    """
     lines = [
         "| filter | error | doing nothing | ratio |",
         "| --- | --: | --: | --: |",
@@ -44,7 +57,14 @@ def pretrain_table(report: dict[str, Any]) -> str:
 
 
 def curation_table(report: dict[str, Any]) -> str:
-    """reports/curation.json as Markdown tables."""
+    """Kept and rejected candidates as Markdown tables.
+
+    Args:
+        report: content of reports/curation.json.
+
+    Returns:
+        Markdown.
+    """
     splits = ", ".join(f"{name} {n}" for name, n in report["splits"].items())
     lines = [
         f"{report['in']} in, {report['kept']} kept ({splits}), {report['rejected']} rejected",
@@ -67,7 +87,14 @@ def curation_table(report: dict[str, Any]) -> str:
 
 
 def annotation_table(report: dict[str, Any]) -> str:
-    """reports/annotation.json as text and a Markdown table."""
+    """Opinion scores, agreement and annotators as text and a Markdown table.
+
+    Args:
+        report: content of reports/annotation.json.
+
+    Returns:
+        Markdown.
+    """
     shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in report["verdicts"].items())
     lines = [
         f"{report['in']} candidates, {report['kept']} labelled ({report['label_source']}), "
@@ -100,7 +127,14 @@ def annotation_table(report: dict[str, Any]) -> str:
 
 
 def backdoor_table(rows: dict[str, dict[str, Any]]) -> str:
-    """reports/backdoor.json, or rows like its, as a Markdown table in the order of Table 1."""
+    """Backdoored models as a Markdown table in the order of Table 1.
+
+    Args:
+        rows: content of reports/backdoor.json, or rows like its, by name of the model.
+
+    Returns:
+        Markdown.
+    """
     lines = [
         "| model | trigger | poisoned | PLCC | SROCC | RMSE | mMAE | mMRA | PSNR_t dB |",
         "| --- | --- | --: | --: | --: | --: | --: | --: | --: |",
@@ -115,43 +149,65 @@ def backdoor_table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def campaign_table(told: dict[str, Any]) -> str:
-    """What `veneer annotate status` found, as text."""
-    tasks = told["item"] + told["repeat"] + told["gold"]
+def campaign_table(status: dict[str, Any]) -> str:
+    """Progress of a labelling campaign as text and a Markdown table.
+
+    Args:
+        status: what `pipelines.annotation.sync.status` returned.
+
+    Returns:
+        Markdown.
+    """
+    tasks = status["item"] + status["repeat"] + status["gold"]
     lines = [
-        f"{told['url']} ({told['title']}): {tasks} tasks ({told['item']} items, "
-        f"{told['repeat']} repeats, {told['gold']} gold), {told['finished']} with "
-        f"{told['votes_wanted']} votes or more, {told['votes']} votes, {told['drafts']} drafts",
+        f"{status['url']} ({status['title']}): {tasks} tasks ({status['item']} items, "
+        f"{status['repeat']} repeats, {status['gold']} gold), {status['finished']} with "
+        f"{status['votes_wanted']} votes or more, {status['votes']} votes, "
+        f"{status['drafts']} drafts",
         "",
         "| annotator | votes | skipped |",
         "| --- | --: | --: |",
     ]
-    lines += [f"| {n} | {p['votes']} | {p['skipped']} |" for n, p in told["annotators"].items()]
-    if told["invalid"]:
+    lines += [f"| {n} | {p['votes']} | {p['skipped']} |" for n, p in status["annotators"].items()]
+    if status["invalid"]:
         lines.append(
-            f"\n{told['invalid']} votes do not count (`veneer annotate pull` says why): deleted on "
-            "the server, they are asked for again"
+            f"\n{status['invalid']} votes do not count (`veneer annotate pull` says why): "
+            "deleted on the server, they are asked for again"
         )
-    if told["foreign"]:
-        lines.append(f"\n{told['foreign']} tasks were not made by push and are left alone")
+    if status["foreign"]:
+        lines.append(f"\n{status['foreign']} tasks were not made by push and are left alone")
     return "\n".join(lines)
 
 
-def publication_table(told: dict[str, Any]) -> str:
-    """The plan of a publication for a terminal."""
-    files: dict[str, int] = told["upload"]
+def publication_table(plan: dict[str, Any]) -> str:
+    """The plan of a publication for a terminal.
+
+    Args:
+        plan: summary of the plan.
+
+    Returns:
+        Text.
+    """
+    files: dict[str, int] = plan["upload"]
     lines = [
-        f"{told['repository']} ({told['kind']}, {'new, ' if told['create'] else ''}"
-        f"{told['visibility']}{', access on request' if told['gated'] else ''}), tag {told['tag']}",
-        f"upload {len(files)} files, {told['bytes'] / 1e6:.2f} MB; {told['unchanged']} are there",
+        f"{plan['repository']} ({plan['kind']}, {'new, ' if plan['create'] else ''}"
+        f"{plan['visibility']}{', access on request' if plan['gated'] else ''}), tag {plan['tag']}",
+        f"upload {len(files)} files, {plan['bytes'] / 1e6:.2f} MB; {plan['unchanged']} are there",
     ]
     lines += [f"  {path}  {size:,} bytes" for path, size in sorted(files.items())]
-    lines += [f"  delete {path}" for path in told["delete"]]
+    lines += [f"  delete {path}" for path in plan["delete"]]
     return "\n".join(lines)
 
 
 def stages_table(rows: list[dict[str, Any]]) -> str:
-    """What became of each stage of a flow, for a terminal."""
+    """What became of each stage of a flow, for a terminal.
+
+    Args:
+        rows: a row per stage.
+
+    Returns:
+        Text.
+    """
     width = max([len(row["stage"]) for row in rows], default=0)
     lines = []
     for row in rows:

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attackers.projections import psnr, quantize
 from attackers.backdoor.trigger import Trigger
+from attackers.projections import psnr, quantize
 from pipelines.errors import InputError
-from pipelines.storage.images import RejectedImage, decode_image, decode_png, to_tensor
 from pipelines.readers.poisoned import open_trigger
-from pipelines.storage.shards import ShardIndex, atomic_file
+from pipelines.storage.files import write_bytes
+from pipelines.storage.images import RejectedImage, decode_image, decode_png, to_tensor
+from pipelines.storage.shards import ShardIndex
 
 ALPHAS = (-1.0, -0.5, 0.25, 0.5, 1.0)
 
@@ -20,10 +21,21 @@ ALPHAS = (-1.0, -0.5, 0.25, 0.5, 1.0)
 def show_trigger(
     trigger: Path, out: Path, *, clean: Path, image: Path | None = None
 ) -> dict[str, Any]:
-    """Draw a trigger file to a PNG. Returns what it says: kind, PSNR, SHA-256, how it was made.
+    """Draw a trigger: its tile, its spectrum, and a picture that carries it at several alpha.
 
-    A trigger without a tile (Blended, WaNet) shows the difference that it makes instead. image:
-    the picture to show; default: the first of the clean test split.
+    A trigger without a tile (Blended, WaNet) shows the difference that it makes instead.
+
+    Args:
+        trigger: trigger file, or the folder that holds it.
+        out: PNG to write.
+        clean: data set of the photographs.
+        image: the picture to show; default: the first of the clean test split.
+
+    Returns:
+        Kind, PSNR at alpha 1 (dB), SHA-256, and how the trigger was made.
+
+    Raises:
+        InputError: for a file that is no trigger or no picture.
     """
     injector, about, digest = open_trigger(trigger)
     picture = _picture(clean, image)
@@ -66,9 +78,7 @@ def _draw(
     data = io.BytesIO()
     # Without the version of matplotlib in the file: the same trigger, the same bytes.
     figure.savefig(data, format="png", dpi=80, metadata={"Software": None})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(out) as file:
-        file.write(data.getvalue())
+    write_bytes(out, data.getvalue())
 
 
 def _picture(clean: Path, image: Path | None) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pipelines.errors import InputError
 from pipelines.sources.base import SourceListing, named
-from pipelines.sources.listed import Row, listing, picture_folder
+from pipelines.sources.listed import RatedPhotograph, listing, picture_folder
 from pipelines.storage.manifest import ScaleInfo
 
 COLUMNS = 15  # index, image, votes for 1 to 10, two semantic tags, challenge
@@ -36,11 +36,20 @@ def ava(
 ) -> SourceListing:
     """The photographs of AVA.txt under `root`/images (or image), MOS from the ten vote counts.
 
-    split: `official` tests on generic_test.jpgl and trains on all others (235,528 and 20,000 in
-    the papers); `generic_ls` and `generic_ss` train on that list only, leaving out the rest
-    (reported as such); `none` leaves it to `import.splits`. validation: share of the training
-    photographs that becomes a split of its own. AVA names photographs whose file is dead: they
-    need `allow_missing`, and then are rejects. limits: see listing.
+    AVA names photographs whose file is dead: they need `allow_missing`, and then are rejects.
+
+    Args:
+        seed: What `validation` and `limits` draw from.
+        root: Folder of the release.
+        split: `official` tests on generic_test.jpgl and trains on all others (235,528 and 20,000
+            in the papers); `generic_ls` and `generic_ss` train on that list only, the rest are
+            rejects; `none` leaves it to `import.splits`.
+        validation: Share of the training photographs that becomes a split of its own, in (0, 1).
+        allow_missing: Whether photographs without a file are rejects instead of an error.
+        limits: At most so many photographs of each split, see listing.
+
+    Raises:
+        InputError: A file of the release is missing or damaged.
     """
     folder = Path(root)
     photographs = _read_votes(folder / "AVA.txt")
@@ -54,7 +63,7 @@ def ava(
             continue
         mos, spread = _moments(votes)
         path = pictures / f"{name}.jpg"
-        rows.append(Row(f"{name}.jpg", path, mos, spread, sum(votes), chosen))
+        rows.append(RatedPhotograph(f"{name}.jpg", path, mos, spread, sum(votes), chosen))
     found = listing(
         rows,
         SCALE,

@@ -1,7 +1,7 @@
 """What every source of photographs gives, and how photographs are divided into splits."""
 
-import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +11,7 @@ import numpy as np
 
 from pipelines.errors import InputError
 from pipelines.storage.manifest import ScaleInfo
+from pipelines.storage.splits import deal, hash_order
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp", ".apng"}
@@ -31,9 +32,12 @@ class Photo:
 class SourceItem:
     """One picture of a source.
 
-    `group` names the photograph it belongs to; `load` reads it and can be sent to another
-    process; `version` changes when the picture or its score does; `split` is set where the source
-    prescribes it.
+    Args:
+        source_id: Its name in the source.
+        group: The photograph that it is a picture of.
+        load: Reads it; may be sent to another process.
+        version: Changes when the picture or its score does.
+        split: The split, where the source prescribes it.
     """
 
     source_id: str
@@ -62,7 +66,17 @@ def file_item(
     group: str | None = None,
     split: str | None = None,
 ) -> SourceItem:
-    """An item that is an image file; without `group` the file is a photograph of its own."""
+    """An item that is an image file.
+
+    Args:
+        path: The file.
+        source_id: Its name in the source.
+        mos: Mean opinion score.
+        mos_std: Standard deviation of the opinions.
+        n_votes: Number of opinions.
+        group: The photograph that it is a picture of; None: itself.
+        split: The split that the source prescribes.
+    """
     stat = path.stat()
     return SourceItem(
         source_id=source_id,
@@ -85,26 +99,27 @@ def named(values: Sequence[object], limit: int = 5) -> str:
 
 
 def assign_splits(groups: Sequence[str], fractions: Mapping[str, float], seed: int) -> list[str]:
-    """The split of each item, given the group (photograph) of each.
+    """The split of each item, so that no group is in two splits.
 
     Groups are put in the order of the SHA-256 of (seed, group) and dealt out whole, so that every
-    split has its fraction of the items to within the largest group. Raises InputError when the
-    fractions are not positive with sum 1 or a split would be empty.
+    split has its fraction of the items to within the largest group.
+
+    Args:
+        groups: The group (photograph) of each item.
+        fractions: Share of the items of each split.
+        seed: What the order is drawn from.
+
+    Raises:
+        InputError: The fractions are not positive with sum 1, or a split would be empty.
     """
     if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
         raise InputError(f"splits must be fractions above 0 with sum 1, got {dict(fractions)}")
-    sizes: dict[str, int] = {}
-    for group in groups:
-        sizes[group] = sizes.get(group, 0) + 1
-    order = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}\0{group}".encode()).digest())
-    names = list(fractions)
-    bounds = np.cumsum([fractions[name] for name in names])[:-1]
-    chosen, before = {}, 0
-    for group in order:
-        middle = (before + sizes[group] / 2) / len(groups)
-        chosen[group] = names[int(np.searchsorted(bounds, middle, side="right"))]
-        before += sizes[group]
-    empty = [name for name in names if name not in chosen.values()]
+    sizes = Counter(groups)
+    names = list(sizes)
+    dealt = deal(hash_order(names, seed), np.array(list(sizes.values())), fractions)
+    splits = list(fractions)
+    chosen = {name: splits[i] for name, i in zip(names, dealt.tolist(), strict=True)}
+    empty = [split for split in splits if split not in chosen.values()]
     if empty:
         raise InputError(
             f"splits must all get a photograph, got none for {', '.join(empty)} "
@@ -116,9 +131,15 @@ def assign_splits(groups: Sequence[str], fractions: Mapping[str, float], seed: i
 def resolve_splits(
     items: Sequence[SourceItem], fractions: Mapping[str, float], seed: int
 ) -> list[str]:
-    """The split of each item: as the source prescribes (for all items or none), else assigned.
+    """The split of each item: as the source prescribes, else assigned.
 
-    Raises InputError when a photograph is prescribed to two splits.
+    Args:
+        items: The pictures of a source.
+        fractions: Share of each split, where the source prescribes none.
+        seed: What assigning is drawn from.
+
+    Raises:
+        InputError: The source prescribes splits for some pictures only, or two for a photograph.
     """
     given = [item.split for item in items if item.split is not None]
     if not given:

@@ -1,14 +1,14 @@
 """FLICKR-AES: photographs with the rating of each worker, for general and personal models."""
 
-import hashlib
 from pathlib import Path
 
 import pandas as pd
 
 from pipelines.errors import InputError
 from pipelines.sources.base import SourceListing, named
-from pipelines.sources.listed import Row, listing, picture_folder, read_csv
+from pipelines.sources.listed import RatedPhotograph, listing, picture_folder, read_csv
 from pipelines.storage.manifest import ScaleInfo
+from pipelines.storage.splits import hash_order
 
 RATINGS = "FLICKR-AES_image_labeled_by_each_worker.csv"
 
@@ -38,10 +38,20 @@ def flickr_aes(
     """The rated photographs under `root`/40K (or images), MOS = mean of the workers' 1 to 5.
 
     The authors hold out 37 of 210 workers and test on the photographs these rated, but publish no
-    list of them: `test_workers` workers are chosen by `seed`. worker: only the photographs that
-    this one rated, with the own rating as score (a personal data set, `import.splits` divides it).
-    validation: share of the other photographs that becomes a split of its own. limits: see
-    listing.
+    list of them: `test_workers` workers are drawn.
+
+    Args:
+        seed: What workers, `validation` and `limits` are drawn from.
+        root: Folder of the release.
+        worker: Only the photographs that this worker rated, with that rating as score (a personal
+            data set, `import.splits` divides it).
+        test_workers: Number of workers whose photographs are the test split.
+        validation: Share of the other photographs that becomes a split of its own, in (0, 1).
+        allow_missing: Whether photographs without a file are rejects instead of an error.
+        limits: At most so many photographs of each split, see listing.
+
+    Raises:
+        InputError: A file or column is missing, a rating is not in [1, 5], or the worker unknown.
     """
     folder = Path(root)
     table = ratings(folder)
@@ -58,7 +68,7 @@ def flickr_aes(
         image = str(name)
         split = None if chosen is None else "test" if image in chosen else "train"
         mos, spread = float(scores.mean()), float(scores.std(ddof=0))
-        rows.append(Row(image, pictures / image, mos, spread, len(scores), split))
+        rows.append(RatedPhotograph(image, pictures / image, mos, spread, len(scores), split))
     return listing(
         rows,
         SCALE,
@@ -84,13 +94,20 @@ def ratings(root: Path) -> pd.DataFrame:
 
 
 def held_out(table: pd.DataFrame, count: int, seed: int) -> list[str]:
-    """The workers whose photographs are tested on, chosen by `seed`."""
-    workers = sorted(
-        set(table["worker"]), key=lambda w: hashlib.sha256(f"{seed}\0{w}".encode()).digest()
-    )
+    """The workers whose photographs are the test split.
+
+    Args:
+        table: Every rating, see ratings.
+        count: Number of workers.
+        seed: What they are drawn from.
+
+    Raises:
+        InputError: `count` is not from 1 to one less than the number of workers.
+    """
+    workers = sorted(set(table["worker"]))
     if not 0 < count < len(workers):
         raise InputError(
             f"test_workers must be from 1 to {len(workers) - 1}, one less than the workers there "
             f"are, got {count}"
         )
-    return workers[:count]
+    return [workers[i] for i in hash_order(workers, seed)[:count]]

@@ -32,11 +32,23 @@ def folder(
 ) -> SourceListing:
     """The pictures under `root` (recursive) that the table `scores` rates.
 
-    `scores` is a .csv or .parquet with the columns `file` (path below root) and `mos`, and if
-    there `mos_std`, `n_votes`, `group` (photograph) and `split`; `columns` maps these to the
-    table's own names. A picture without a row or a row without a picture is an InputError, or a
-    reject with `allow_missing`; so is a score that is no number or off the scale, or a reject
-    with `on_bad_row="reject"`. Nothing is drawn: `seed` is unused.
+    Args:
+        seed: Unused: nothing is drawn.
+        root: Folder of the pictures.
+        scores: A .csv or .parquet with the columns `file` (path below root) and `mos`, and if
+            there `mos_std`, `n_votes`, `group` (photograph) and `split`.
+        score_low: Lowest score of the scale.
+        score_high: Highest score of the scale.
+        columns: Names of these columns in the table, where they differ.
+        label_source: Who gave the scores.
+        license: Name of the licence, or the terms in a few words.
+        attribution: Whom to name, in full sentences.
+        allow_missing: Whether pictures without a row and rows without a picture are rejects
+            instead of an error.
+        on_bad_row: Whether a score that is no number or off the scale is an `error` or a `reject`.
+
+    Raises:
+        InputError: The folder, the table, a column or a row breaks one of these rules.
     """
     if not score_low < score_high:
         raise InputError(f"score_low must be below score_high, got {score_low} and {score_high}")

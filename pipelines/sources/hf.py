@@ -31,9 +31,27 @@ def hf(
 ) -> SourceListing:
     """The rows of `path` (an id of the Hub, or a folder), with its splits if it has several.
 
-    image, mos, mos_std, n_votes, group: columns; a dot reaches into a struct (`json.mos`). group
-    names the photograph. revision: commit or tag, best a commit: then the same data comes again.
-    Rows without a score on the scale are rejects. Needs memory for the table without pixels.
+    Rows without a score on the scale are rejects. Needs memory for the table without pixels. In
+    names of columns a dot reaches into a struct (`json.mos`).
+
+    Args:
+        seed: Unused: nothing is drawn.
+        path: Id of the Hub, or a folder.
+        score_low: Lowest score of the scale.
+        score_high: Highest score of the scale.
+        config: Configuration of the data set.
+        revision: Commit or tag, best a commit: then the same data comes again.
+        image: Column of the pictures.
+        mos: Column of the scores.
+        mos_std: Column of the standard deviations of the opinions.
+        n_votes: Column of the numbers of opinions.
+        group: Column that names the photograph.
+        label_source: Who gave the scores.
+        license: Name of the licence, or the terms in a few words.
+        attribution: Whom to name, in full sentences.
+
+    Raises:
+        InputError: The data set cannot be opened, or a column is missing or of another kind.
     """
     if not score_low < score_high:
         raise InputError(f"score_low must be below score_high, got {score_low} and {score_high}")

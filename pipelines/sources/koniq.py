@@ -5,7 +5,7 @@ from typing import Literal
 
 from pipelines.errors import InputError
 from pipelines.sources.base import SourceListing
-from pipelines.sources.listed import Row, listing, number, read_csv
+from pipelines.sources.listed import RatedPhotograph, listing, number, read_csv
 from pipelines.storage.manifest import ScaleInfo
 
 SETS = "koniq10k_distributions_sets.csv"  # scores on 0-100 and the official split
@@ -35,24 +35,33 @@ def koniq(
 ) -> SourceListing:
     """The 10,073 photographs under `root`/`size` with the MOS on 0-100 of the official split.
 
-    `root` holds koniq10k_distributions_sets.csv (image_name, c1 to c5, c_total, MOS, SD, set) as
-    the authors publish it. Its MOS runs over 0-100; SD is that of the votes on 1 to 5 and is
-    scaled with them. limits: see listing.
+    The authors' table has MOS on 0-100; its SD is that of the votes on 1 to 5 and is scaled.
+
+    Args:
+        seed: What `limits` draws from.
+        root: Folder with koniq10k_distributions_sets.csv (image_name, c1 to c5, c_total, MOS, SD,
+            set) as the authors publish it, and the pictures.
+        size: Folder of the pictures: their width and height in pixels.
+        allow_missing: Whether photographs without a file are rejects instead of an error.
+        limits: At most so many photographs of each split, see listing.
+
+    Raises:
+        InputError: A file or column is missing, or a value is no number.
     """
     folder = Path(root)
     table = read_csv(folder / SETS, ("image_name", "c_total", "MOS", "SD", "set"), "root")
     rows = []
     for row in table.to_dict("records"):
         name = str(row["image_name"])
-        where = f"{folder / SETS}, {name}"
+        place = f"{folder / SETS}, {name}"
         rows.append(
-            Row(
+            RatedPhotograph(
                 source_id=name,
                 path=folder / size / name,
-                mos=number(row["MOS"], f"MOS in {where}"),
-                mos_std=number(row["SD"], f"SD in {where}") * (SCALE.high - SCALE.low) / 4,
-                n_votes=round(number(row["c_total"], f"c_total in {where}")),
-                split=_split(row["set"], where),
+                mos=number(row["MOS"], f"MOS in {place}"),
+                mos_std=number(row["SD"], f"SD in {place}") * (SCALE.high - SCALE.low) / 4,
+                n_votes=round(number(row["c_total"], f"c_total in {place}")),
+                split=_split(row["set"], place),
             )
         )
     return listing(
@@ -60,7 +69,7 @@ def koniq(
     )
 
 
-def _split(name: str, where: str) -> str:
+def _split(name: str, place: str) -> str:
     if name not in SPLITS:
-        raise InputError(f"set in {where} must be one of {', '.join(SPLITS)}, got {name!r}")
+        raise InputError(f"set in {place} must be one of {', '.join(SPLITS)}, got {name!r}")
     return SPLITS[name]

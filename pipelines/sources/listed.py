@@ -1,6 +1,5 @@
 """What the sources with a table of scores share: missing files, limits, a validation split."""
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,11 +12,12 @@ import pandas as pd
 from pipelines.errors import InputError
 from pipelines.sources.base import SourceItem, SourceListing, assign_splits, file_item, named
 from pipelines.storage.manifest import ScaleInfo
+from pipelines.storage.splits import hash_order
 
 
 @dataclass(frozen=True)
-class Row:
-    """A rated photograph; `path` is where its file should be, `split` None to have it assigned."""
+class RatedPhotograph:
+    """A row of a source's table; `path` is where its file should be, `split` None to assign it."""
 
     source_id: str
     path: Path
@@ -28,7 +28,7 @@ class Row:
 
 
 def listing(
-    rows: Sequence[Row],
+    rows: Sequence[RatedPhotograph],
     scale: ScaleInfo,
     *,
     seed: int,
@@ -39,10 +39,18 @@ def listing(
 ) -> SourceListing:
     """The rows as a source.
 
-    what: where the rows come from, for messages. validation: share of `train` that becomes the
-    split `validation`, where the source has none. limits: at most so many photographs of each
-    split, chosen by `seed`; the others are rejects, as are missing files with `allow_missing`.
-    Raises InputError for missing files, two rows of one photograph and scores off the scale.
+    Args:
+        rows: The rated photographs.
+        scale: Scale and terms of the scores.
+        seed: What `validation` and `limits` are drawn from.
+        what: Where the rows come from, for messages.
+        allow_missing: Whether photographs without a file are rejects instead of an error.
+        validation: Share of `train` that becomes the split `validation`, in (0, 1), where the
+            source has none.
+        limits: At most so many photographs of each split; the others are rejects.
+
+    Raises:
+        InputError: A file is missing, two rows are of one photograph, or a score is off the scale.
     """
     _check(rows, scale, what)
     missing = {row.source_id for row in rows if not row.path.is_file()}
@@ -61,7 +69,7 @@ def listing(
     return SourceListing([_item(row) for row in kept], scale, rejects)
 
 
-def _item(row: Row) -> SourceItem:
+def _item(row: RatedPhotograph) -> SourceItem:
     return file_item(
         row.path,
         row.source_id,
@@ -72,7 +80,7 @@ def _item(row: Row) -> SourceItem:
     )
 
 
-def _check(rows: Sequence[Row], scale: ScaleInfo, what: str) -> None:
+def _check(rows: Sequence[RatedPhotograph], scale: ScaleInfo, what: str) -> None:
     counts = Counter(row.source_id for row in rows)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
@@ -84,7 +92,7 @@ def _check(rows: Sequence[Row], scale: ScaleInfo, what: str) -> None:
         )
 
 
-def _hold_out(rows: Sequence[Row], share: float, seed: int) -> list[Row]:
+def _hold_out(rows: Sequence[RatedPhotograph], share: float, seed: int) -> list[RatedPhotograph]:
     if not 0 < share < 1:
         raise InputError(f"validation must be in (0, 1), got {share}")
     train = [row.source_id for row in rows if row.split == "train"]
@@ -93,7 +101,9 @@ def _hold_out(rows: Sequence[Row], share: float, seed: int) -> list[Row]:
     return [replace(row, split=chosen.get(row.source_id, row.split)) for row in rows]
 
 
-def _limited(rows: list[Row], limits: Mapping[str, int], seed: int) -> tuple[list[Row], list[Row]]:
+def _limited(
+    rows: list[RatedPhotograph], limits: Mapping[str, int], seed: int
+) -> tuple[list[RatedPhotograph], list[RatedPhotograph]]:
     splits = {row.split for row in rows}
     unknown = sorted(set(limits) - {split for split in splits if split})
     if unknown:
@@ -101,19 +111,28 @@ def _limited(rows: list[Row], limits: Mapping[str, int], seed: int) -> tuple[lis
             f"limits must name splits of the source, got {', '.join(unknown)} and not "
             f"{', '.join(sorted(split for split in splits if split)) or 'any'}"
         )
-    out: set[str] = set()
+    beyond: set[str] = set()
     for split, limit in limits.items():
         if limit < 1:
             raise InputError(f"limits must be at least 1, got {limit} for {split}")
         names = [row.source_id for row in rows if row.split == split]
-        names.sort(key=lambda name: hashlib.sha256(f"{seed}\0limit\0{name}".encode()).digest())
-        out.update(names[limit:])
-    kept = [row for row in rows if row.source_id not in out]
-    return kept, [row for row in rows if row.source_id in out]
+        order = hash_order([f"limit\0{name}" for name in names], seed)
+        beyond.update(names[i] for i in order[limit:])
+    kept = [row for row in rows if row.source_id not in beyond]
+    return kept, [row for row in rows if row.source_id in beyond]
 
 
 def read_csv(path: Path, columns: Sequence[str], what: str) -> pd.DataFrame:
-    """The table, with blanks around names and values removed, as text. Checks its columns."""
+    """A table as text, with blanks around names and values removed.
+
+    Args:
+        path: The file.
+        columns: Columns that it must have; the others are left out.
+        what: The argument that named its folder, for messages.
+
+    Raises:
+        InputError: The file is missing, no table, or lacks a column.
+    """
     if not path.is_file():
         raise InputError(f"{what} must hold {path.name}, got no {path}")
     try:
@@ -129,19 +148,36 @@ def read_csv(path: Path, columns: Sequence[str], what: str) -> pd.DataFrame:
     return pd.DataFrame({name: table[name].str.strip() for name in columns})
 
 
-def number(text: Any, where: str) -> float:
-    """A finite number. InputError says where it should have been."""
+def number(text: Any, place: str) -> float:
+    """A finite number.
+
+    Args:
+        text: The value.
+        place: Where it is in the source, for the message.
+
+    Raises:
+        InputError: The value is no finite number.
+    """
     try:
         value = float(text)
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{where} must be a number, got {text!r}")
+        raise InputError(f"{place} must be a number, got {text!r}")
     return value
 
 
 def picture_folder(root: Path, names: Sequence[str], what: str) -> Path:
-    """The first of the folders `names` below `root` that is there."""
+    """The first of the folders `names` below `root` that is there.
+
+    Args:
+        root: Folder of the release.
+        names: Names to be tried.
+        what: The argument that named `root`, for the message.
+
+    Raises:
+        InputError: None is there.
+    """
     for name in names:
         if (root / name).is_dir():
             return root / name

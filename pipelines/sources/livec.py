@@ -31,10 +31,17 @@ SCALE = ScaleInfo(
 
 
 def livec(seed: int, *, root: str, allow_missing: bool = False) -> SourceListing:
-    """The 1,162 photographs under `root`, MOS on 0-100; nothing is drawn, `seed` is unused.
+    """The 1,162 photographs under `root`, MOS on 0-100.
 
-    The seven training images are rejected. A photograph that is not there is an InputError, or a
-    reject with `allow_missing`. The release gives no number of votes per image.
+    The seven training images are rejected. The release gives no number of votes per image.
+
+    Args:
+        seed: Unused: nothing is drawn.
+        root: The folder ChallengeDB_release.
+        allow_missing: Whether photographs without a file are rejects instead of an error.
+
+    Raises:
+        InputError: A photograph is missing, or a table of the release is missing or damaged.
     """
     folder = Path(root)
     names = [str(name) for name in _column(folder, "AllImages_release")]

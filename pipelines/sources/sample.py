@@ -70,6 +70,14 @@ def sample(seed: int, *, count: int = 240) -> SourceListing:
     Crops show at least 256 source pixels on their longer side, at a random place and size, and
     are stored with 256. Each gets one of nine distortions (one is none) of random severity, and a
     simulated score: see `simulated_score`.
+
+    Args:
+        seed: What crops, distortions and severities are drawn from.
+        count: Number of crops, at least ten.
+
+    Raises:
+        InputError: `count` is below ten.
+        StageError: A library with photographs is not installed.
     """
     if count < len(PHOTOGRAPHS):
         raise InputError(f"count must be at least {len(PHOTOGRAPHS)}, got {count}")
@@ -85,23 +93,23 @@ def _item(photograph: str, turn: int, seed: int) -> SourceItem:
     kinds = list(DISTORTIONS)
     # Each photograph starts elsewhere in the list, or the last kinds would be rarer.
     kind = kinds[(turn + list(PHOTOGRAPHS).index(photograph)) % len(kinds)]
-    own_seed = sample_seed(seed, "sample", f"{photograph}/{turn}")
-    severity = np.random.default_rng(own_seed).uniform(0.02, 1)
+    item_seed = sample_seed(seed, "sample", f"{photograph}/{turn}")
+    severity = np.random.default_rng(item_seed).uniform(0.02, 1)
     source_id = f"{photograph}/{turn:04d} {kind} {severity:.2f}"
-    where, file = files[turn % len(files)]
-    path = _installed(where) / file
-    recipe = _Recipe(path, kind, severity, own_seed)
+    package, file = files[turn % len(files)]
+    path = _installed(package) / file
+    recipe = _Recipe(path, kind, severity, item_seed)
     return SourceItem(
         source_id=source_id,
         group=photograph,
         load=partial(_make, recipe),
-        version=f"{_digest(path)}:{kind}:{severity!r}:{own_seed}",
+        version=f"{_digest(path)}:{kind}:{severity!r}:{item_seed}",
     )
 
 
 @cache
-def _installed(where: tuple[str, str]) -> Path:
-    package, folder = where
+def _installed(place: tuple[str, str]) -> Path:
+    package, folder = place
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise StageError(f"source sample needs the photographs of {package}, which is not there")
@@ -146,9 +154,13 @@ def _crop(photograph: Image.Image, rng: np.random.Generator) -> np.ndarray:
 def simulated_score(pristine: np.ndarray, image: np.ndarray) -> float:
     """A score in [0, 10] from the SSIM of an image to what it was before it was distorted.
 
-    SSIM as in Wang, Bovik, Sheikh and Simoncelli 2004 (Gaussian window of 1.5 pixels, mean over
-    the three colours), mapped by 10 (1 - sqrt(1 - SSIM)): the root spreads the crowded upper end,
-    where small losses are plainly visible.
+    The score is 10 (1 - sqrt(1 - SSIM)): the root spreads the crowded upper end, where small losses
+    are plainly visible. SSIM as in Wang, Bovik, Sheikh and Simoncelli 2004 (Gaussian window of 1.5
+    pixels, mean over the three colours).
+
+    Args:
+        pristine: The image before, uint8 (H,W,3).
+        image: The image after, uint8 (H,W,3).
     """
     from skimage.metrics import structural_similarity
 

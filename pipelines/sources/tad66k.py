@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipelines.sources.base import SourceListing
-from pipelines.sources.listed import Row, listing, number, picture_folder, read_csv
+from pipelines.sources.listed import RatedPhotograph, listing, number, picture_folder, read_csv
 from pipelines.storage.manifest import ScaleInfo
 
 SCALE = ScaleInfo(
@@ -29,9 +29,18 @@ def tad66k(
 ) -> SourceListing:
     """The photographs of labels/merge/{train,test}.csv (image, score on 0-10) under `root`.
 
-    The pictures lie in `root`/TAD66K, images or imgs. validation: share of the training list that
-    becomes a split of its own. The release gives neither spread nor votes per photograph (at least
-    1,200 each, say the authors). limits: see listing.
+    The release gives neither spread nor votes per photograph (at least 1,200 each, say the
+    authors).
+
+    Args:
+        seed: What `validation` and `limits` draw from.
+        root: Folder of the release, with the pictures in TAD66K, images or imgs.
+        validation: Share of the training list that becomes a split of its own, in (0, 1).
+        allow_missing: Whether photographs without a file are rejects instead of an error.
+        limits: At most so many photographs of each split, see listing.
+
+    Raises:
+        InputError: A file or column is missing, or a value is no number.
     """
     folder = Path(root)
     pictures = picture_folder(folder, ("TAD66K", "images", "imgs"), "root")
@@ -41,7 +50,7 @@ def tad66k(
         for row in read_csv(path, ("image", "score"), "root").to_dict("records"):
             name = str(row["image"])
             mos = number(row["score"], f"score in {path}, {name}")
-            rows.append(Row(name, pictures / name, mos, None, None, split))
+            rows.append(RatedPhotograph(name, pictures / name, mos, None, None, split))
     return listing(
         rows,
         SCALE,

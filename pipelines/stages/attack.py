@@ -1,18 +1,19 @@
 """Stage `attack@victim-mode`: second stage of DA3Attacker, then the adversarial examples."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from attackers.da3.adt import ADTConfig
 from attackers.da3.attacker import DA3Attacker, Examples, generate
 from attackers.da3.attacking import train_attacker
 from attackers.objectives import Objective
-from attackers.projections import psnr
+from attackers.projections import psnr, ssim
 from pipelines.execution.devices import (
     chosen_dtype,
     device,
@@ -20,7 +21,6 @@ from pipelines.execution.devices import (
     precision,
     torch_threads,
 )
-from pipelines.execution.engine import map_shards
 from pipelines.execution.memory import release_memory
 from pipelines.params import Mode, Params
 from pipelines.params.attack import report_split
@@ -28,8 +28,8 @@ from pipelines.readers.pictures import Pictures, batches_of
 from pipelines.storage.cards import Card
 from pipelines.storage.checkpoints import WEIGHTS, TrainingFolder
 from pipelines.storage.code import code_version
-from pipelines.storage.images import decode_png, encode_png, to_tensor, to_uint8
-from pipelines.storage.layout import Layout, trained_victim
+from pipelines.storage.images import decode_png, to_tensor, to_uint8
+from pipelines.storage.layout import AttackFolders, Layout, check_victim
 from pipelines.storage.manifest import (
     Manifest,
     file_sha256,
@@ -38,22 +38,22 @@ from pipelines.storage.manifest import (
     sample_seed,
 )
 from pipelines.storage.model_folder import load_attacker, load_weights, save_model
-from pipelines.storage.records import SPLITS, AESample, build_record, image_key
+from pipelines.storage.records import MAX_PSNR, SPLITS, AESample
+from pipelines.storage.rejects import Reject
+from pipelines.storage.shard_stage import ShardStage, StoredImage, store_image
 from pipelines.storage.shards import ShardIndex, shard_name
-from pipelines.storage.workfolder import Reject, WorkFolder, check_out, publish
+from pipelines.storage.workfolder import check_out
 from victims.base import ScoreOnly, TorchVictim, Victim
 from victims.registry import load_victim, victim_sha256
 
 STAGE = "attack"
 BATCH = 16  # pictures of one size that are made together
-MAX_PSNR = 100.0  # recorded where an example equals its photograph: no infinity in a record
 
 
 @dataclass(frozen=True)
 class AttackJob:
     """One shard of examples to be made."""
 
-    work: WorkFolder
     name: str
     index: ShardIndex
     keys: tuple[str, ...]
@@ -65,24 +65,44 @@ class AttackJob:
 
     @property
     def count(self) -> int:
-        """Images to be made."""
+        """Number of images to be made."""
         return len(self.keys)
 
 
 def run_attack(
-    params: Params, layout: Layout, name: str, mode: Mode, *, progress: bool = True
+    params: Params,
+    layout: Layout,
+    name: str,
+    mode: Mode,
+    *,
+    folders: AttackFolders | None = None,
+    progress: bool = True,
 ) -> Manifest:
-    """Train an attacker against victim `name` and make the examples.
+    """Train an attacker against a victim and make the examples.
 
-    Writes models/da3/<name>-<mode> and datasets/aes/<name>-<mode>.
+    Args:
+        params: All parameters.
+        layout: Where photographs and latent spaces are.
+        name: The victim's name under `victims`.
+        mode: The attack mode.
+        folders: Victim, attacker, examples and work; None takes those of `layout`, which are
+            models/da3/<name>-<mode> and datasets/aes/<name>-<mode>.
+        progress: Whether progress is shown.
+
+    Returns:
+        The manifest of the examples.
+
+    Raises:
+        InputError: Photographs, latent spaces or the victim are missing.
+        StageError: The disk or a worker fails.
     """
     settings = params.attack
+    folders = folders or layout.attack(name, mode)
     clean = read_manifest(layout.clean, "import")
-    out = layout.examples(name, mode)
-    check_out(out)
-    trained_victim(layout, name)
+    check_out(folders.examples)
+    check_victim(folders.victim, name)
     objective = Objective(direction=settings.direction, **settings.objectives[mode].model_dump())
-    trained = _train(params, layout, name, mode, objective, clean)
+    trained = _train(params, layout, folders, name, mode, objective, clean)
     dtype = chosen_dtype(params.engine.dtype)
     parameters = {
         "victim": name,
@@ -96,64 +116,68 @@ def run_attack(
         "photographs": settings.photographs,
         "limit": settings.limit,
     }
-    inputs = {"clean": clean.content_sha256, "victim": victim_sha256(layout.victim(name))}
-    mark = fingerprint(parameters=parameters, inputs=inputs, code=code_version(__name__))
-    work = WorkFolder(layout.work, STAGE, out.name, mark)
-    work.create()
-    jobs = []
+    digest = victim_sha256(folders.victim)
+    stage = ShardStage.begin(
+        STAGE,
+        (__name__,),
+        folders.examples,
+        folders.work,
+        parameters=parameters,
+        inputs={"clean": clean.content_sha256, "victim": digest},
+    )
+    jobs = list(_jobs(params, layout.clean, name, digest, mode, objective))
+    release_memory()
+    stage.run(
+        attack_shard,
+        jobs,
+        params.engine.shards,
+        setup=partial(load_models, trained.model, folders.victim, dtype),
+        description=f"attack {name} {mode}",
+        progress=progress,
+    )
+    return stage.publish(
+        jobs, record=AESample, scale=clean.scale, card=_card(name, mode, settings.direction)
+    )
+
+
+def _jobs(
+    params: Params, clean: Path, name: str, digest: str, mode: Mode, objective: Objective
+) -> Iterator[AttackJob]:
+    settings = params.attack
     for split in [report_split(settings.protocol)] if settings.photographs == "report" else SPLITS:
-        index = ShardIndex(layout.clean, [split])
-        chosen = sorted(index.records)[: settings.limit]  # keys are hashes: a random part
-        jobs += [
-            AttackJob(
-                work=work,
-                name=shard_name(split, i),
+        index = ShardIndex(clean, [split])
+        # Keys are hashes: a random part.
+        chosen = params.attack_photographs(split, index.records)[: settings.limit]
+        for number, keys in enumerate(batches_of(chosen, settings.shard_size)):
+            yield AttackJob(
+                name=shard_name(split, number),
                 index=index.of(keys),
                 keys=keys,
                 victim_name=name,
-                victim_sha256=inputs["victim"],
+                victim_sha256=digest,
                 mode=mode,
                 objective=objective,
                 refine=settings.refine,
             )
-            for i, keys in enumerate(batches_of(chosen, settings.shard_size))
-        ]
-    pending = set(work.pending([job.name for job in jobs]))
-    release_memory()
-    map_shards(
-        attack_shard,
-        [job for job in jobs if job.name in pending],
-        **params.engine.shards,
-        initializer=load_models,
-        initargs=(trained.model, layout.victim(name), dtype),
-        description=f"attack {name} {mode}",
-        progress=progress,
-    )
-    return publish(
-        work,
-        out,
-        [job.name for job in jobs],
-        record=AESample,
-        n_in=sum(job.count for job in jobs),
-        scale=clean.scale,
-        card=Card(
-            title=f"Adversarial examples against {name}, {mode}",
-            summary=(
-                f"Photographs changed by DA3Attacker so that the model `{name}` scores them "
-                f"{'higher' if settings.direction == 'raise' else 'lower'}. `mos` is the opinion "
-                "on the photograph before the change. For research on defenses."
-            ),
-            adversarial=True,
-            tags=("adversarial-examples", "DA3Attacker"),
+
+
+def _card(name: str, mode: Mode, direction: str) -> Card:
+    return Card(
+        title=f"Adversarial examples against {name}, {mode}",
+        summary=(
+            f"Photographs changed by DA3Attacker so that the model `{name}` scores them "
+            f"{'higher' if direction == 'raise' else 'lower'}. `mos` is the opinion "
+            "on the photograph before the change. For research on defenses."
         ),
-        parameters=parameters,
-        inputs=inputs,
+        adversarial=True,
+        tags=("adversarial-examples", "DA3Attacker"),
     )
 
 
 def _train(
     params: Params,
     layout: Layout,
+    folders: AttackFolders,
     name: str,
     mode: Mode,
     objective: Objective,
@@ -171,19 +195,22 @@ def _train(
         adt=params.adt.model_dump(),
         training=settings.model_dump(include=recipe),
         protocol=settings.protocol,
+        excluded=params.perturb.model_dump(include={"limit", "held_out"})
+        if settings.exclude_pretraining
+        else None,
         pretrained=file_sha256(layout.pretrained / WEIGHTS) if settings.pretrained else None,
         seed=params.seed,
         threads=params.engine.threads,
         dtype=dtype,
         clean=clean.content_sha256,
-        victim=victim_sha256(layout.victim(name)),
+        victim=victim_sha256(folders.victim),
         code=code_version(__name__),
     )
-    work = TrainingFolder(layout.work, "attack-train", f"{name}-{mode}", mark)
+    work = TrainingFolder(folders.work, "attack-train", f"{name}-{mode}", mark)
     if not work.finished:
         attacker.to(device())
         attacker.adt.precision = precision(dtype)
-        loaded = load_victim(layout.victim(name), device())
+        loaded = load_victim(folders.victim, device())
         victim: Victim = ScoreOnly(loaded) if settings.score_only else loaded
         images, held_out = _training_images(
             params, layout, settings.size or attacker.adt.config.size
@@ -209,7 +236,7 @@ def _train(
             )
         about = {"victim": name, "mode": mode, "seed": params.seed}
         save_model(attacker, work.model, about, history)
-    work.publish(layout.attacker(name, mode))
+    work.publish(folders.attacker)
     return work
 
 
@@ -221,9 +248,13 @@ def _training_images(params: Params, layout: Layout, size: int) -> tuple[Tensor,
     splits = [s for s in SPLITS if s != report_split(params.attack.protocol)]
     pictures = Pictures(layout.clean, splits, size)
     records = pictures.index.records
-    count = min(params.attack.held_out, len(pictures) // 2)
+    usable: set[str] = set()
+    for split in splits:
+        keys = [key for key in pictures.keys if records[key]["split"] == split]
+        usable |= set(params.attack_photographs(split, keys))
+    count = min(params.attack.held_out, len(usable) // 2)
     order = sorted(
-        range(len(pictures)),
+        (i for i in range(len(pictures)) if pictures.keys[i] in usable),
         key=lambda i: (
             records[pictures.keys[i]]["split"] == "train",
             sample_seed(params.seed, "held-out", pictures.keys[i]),
@@ -233,53 +264,54 @@ def _training_images(params: Params, layout: Layout, size: int) -> tuple[Tensor,
     return every[sorted(order[count:])], every[sorted(order[:count])]
 
 
-_models: dict[str, torch.nn.Module] = {}
+Models = tuple[DA3Attacker, TorchVictim]
 
 
-def load_models(attacker: Path, victim: Path, dtype: str) -> None:
-    """Load what attack_shard uses, once per process."""
+def load_models(attacker: Path, victim: Path, dtype: str) -> Models:
+    """Attacker and victim, ready to generate on the device of this machine.
+
+    Args:
+        attacker: Folder of the attacker.
+        victim: Folder of the victim.
+        dtype: Of the latent spaces, see chosen_dtype.
+    """
     loaded = load_attacker(attacker).to(device())
     loaded.adt.precision = precision(dtype)
     if loaded.adt.precision:
         loaded.adt.weights.to(loaded.adt.precision)  # once, instead of in every pass
-    _models["attacker"] = loaded
-    _models["victim"] = load_victim(victim, device())
+    return loaded, load_victim(victim, device())
 
 
-def attack_shard(job: AttackJob) -> None:
-    """Make, score and store the examples of one shard."""
+def attack_shard(job: AttackJob, models: Models) -> Iterator[StoredImage | Reject]:
+    """Make and score the examples of one shard."""
     by_size: dict[tuple[int, ...], list[str]] = {}
     for key in job.keys:
         record = job.index.records[key]
         by_size.setdefault((record["height"], record["width"]), []).append(key)
-    members: dict[str, tuple[AESample, bytes]] = {}
-    rejects = []
-    attacker, victim = _models["attacker"], _models["victim"]
-    assert isinstance(attacker, DA3Attacker)
-    assert isinstance(victim, TorchVictim)
-    for same in by_size.values():
-        for keys in batches_of(same, BATCH):
-            pixels = [decode_png(job.index.image_bytes(key)) for key in keys]
-            clean = torch.stack([to_tensor(p) for p in pixels]).to(device())
-            made = generate(attacker, victim, clean, objective=job.objective, refine=job.refine)
-            for sample, image in zip(_records(job, keys, clean, made), made.images, strict=True):
-                data = encode_png(to_uint8(image))
-                key = image_key(data)
-                if key in members:
-                    rejects.append(Reject(sample["source_id"], key, f"duplicate of {key}"))
-                    continue
-                members[key] = (build_record(AESample, **{**sample, "key": key}), data)
-    job.index.close()
-    job.work.write(job.name, members.values(), rejects)
+    with job.index:
+        for keys_of_size in by_size.values():
+            for keys in batches_of(keys_of_size, BATCH):
+                yield from _attack(job, keys, *models)
+
+
+def _attack(
+    job: AttackJob, keys: tuple[str, ...], attacker: DA3Attacker, victim: TorchVictim
+) -> Iterator[StoredImage]:
+    pixels = [decode_png(job.index.image_bytes(key)) for key in keys]
+    clean = torch.stack([to_tensor(p) for p in pixels]).to(device())
+    examples = generate(attacker, victim, clean, objective=job.objective, refine=job.refine)
+    records = _records(job, keys, clean, examples)
+    for fields, image in zip(records, examples.images, strict=True):
+        yield store_image(AESample, to_uint8(image), fields)
 
 
 def _records(
-    job: AttackJob, keys: tuple[str, ...], clean: Tensor, made: Examples
+    job: AttackJob, keys: tuple[str, ...], clean: Tensor, examples: Examples
 ) -> list[dict[str, Any]]:
-    """Fields of the records of a batch, but for the key."""
-    similar = torch.as_tensor(ssim(made.images, clean, data_range=1.0, reduction="none")).view(-1)
-    change = (made.images - clean).abs().flatten(1).amax(dim=1)
-    noise = psnr(clean, made.images).clamp_max(MAX_PSNR)
+    """Fields of the records of a batch, apart from those of the stored image."""
+    similar = ssim(examples.images, clean)
+    change = (examples.images - clean).abs().flatten(1).amax(dim=1)
+    noise = psnr(clean, examples.images).clamp_max(MAX_PSNR)
     return [
         {
             **job.index.records[key],
@@ -288,15 +320,15 @@ def _records(
             "victim_sha256": job.victim_sha256,
             "mode": job.mode,
             "direction": job.objective.direction,
-            "score_clean": float(made.scores_clean[i]),
-            "score_adv": float(made.scores[i]),
-            "weights": tuple(made.plan.weights[i].tolist()),
-            "strengths": tuple(made.plan.strengths[i].tolist()),
+            "score_clean": float(examples.scores_clean[i]),
+            "score_adv": float(examples.scores[i]),
+            "weights": tuple(examples.plan.weights[i].tolist()),
+            "strengths": tuple(examples.plan.strengths[i].tolist()),
             "psnr": float(noise[i]),
             "ssim": float(similar[i]),
             "linf": float(change[i]),
-            "alpha_line": float(made.line[i]),
-            "queries": made.queries,
+            "alpha_line": float(examples.fraction[i]),
+            "queries": examples.queries,
         }
         for i, key in enumerate(keys)
     ]

@@ -3,7 +3,6 @@ and what fine-tuning and pruning do about that.
 """
 
 import copy
-import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +21,8 @@ from pipelines.readers.pictures import Originals
 from pipelines.readers.poisoned import open_trigger
 from pipelines.stages.quality import trained_quality
 from pipelines.storage.checkpoints import TrainingFolder
-from pipelines.storage.code import code_version
+from pipelines.storage.code import code_of, code_version
+from pipelines.storage.files import write_json
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import (
     Manifest,
@@ -32,7 +32,7 @@ from pipelines.storage.manifest import (
     sample_seed,
 )
 from pipelines.storage.records import SPLITS
-from pipelines.storage.shards import atomic_file
+from victims.kinds import victim_module
 from victims.metrics import agreement
 from victims.quality import QualityModel
 from victims.registry import save_victim, victim_sha256
@@ -63,7 +63,7 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         seed=params.seed,
         threads=params.engine.threads,
         data=manifest.content_sha256,
-        code=code_version(__name__),
+        code=code_version(__name__, victim_module(quality.model.get("kind"))),
     )
     work = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}", mark)
     with torch_threads(params.engine.threads):
@@ -77,7 +77,7 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
             seed=params.seed,
             what=f"backdoor {scheme}-{name}",
         )
-        save_victim(victim, layout.backdoored(scheme, name))
+        save_victim(victim, layout.backdoored(scheme, name), code=code_of(victim))
         measure = _meter(params.seed, trigger, pictures["test"], delta_y)
         row = measure(victim, len(pictures["test"]), settings.crops)
         stored = victim_sha256(layout.backdoored(scheme, name))
@@ -85,7 +85,7 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
             victim=stored,
             trigger=digest,
             delta_y=delta_y,
-            settings=settings.model_dump(),
+            settings=settings.model_dump(exclude={"victims"}),
             training=mark,
             code=code_version(__name__),
         )
@@ -111,10 +111,7 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         "seed": params.seed,
         "hardware": hardware(),
     }
-    path = layout.backdoor_report(scheme, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write((json.dumps(report, indent=2) + "\n").encode())
+    write_json(layout.backdoor_report(scheme, name), report)
     return report
 
 

@@ -1,8 +1,6 @@
 """Stage `evaluate`: the stored examples, read back and scored again, as robustness metrics."""
 
 import csv
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,14 @@ from pipelines.errors import InputError, StageError
 from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Params
 from pipelines.params.attack import report_split
+from pipelines.readers.pictures import batches_of
 from pipelines.storage.checkpoints import HISTORY
+from pipelines.storage.files import without_nan, write_csv, write_json
 from pipelines.storage.images import decode_png, planes
 from pipelines.storage.layout import Layout, trained_victim
-from pipelines.storage.manifest import read_manifest
+from pipelines.storage.manifest import METADATA, read_manifest
 from pipelines.storage.records import image_key
-from pipelines.storage.shards import ShardIndex, atomic_file
+from pipelines.storage.shards import ShardIndex
 from victims.base import TorchVictim, score_images
 from victims.registry import load_victim
 
@@ -30,7 +30,12 @@ AGREEMENT = 1e-3  # of the scale: a stored score against the score of the file r
 def run_evaluate(params: Params, layout: Layout) -> dict[str, Any]:
     """Measure every attacked victim; write reports/robustness.json and the data of the plots.
 
-    Raises StageError where a stored score is not what its file scores.
+    Returns:
+        The report: `about`, and the measures of each victim and mode.
+
+    Raises:
+        InputError: Photographs, a victim, an attacker or examples are missing.
+        StageError: A stored score is not what its file scores.
     """
     victims: dict[str, dict[str, Any]] = {}
     shares, curves = [], []
@@ -44,8 +49,8 @@ def run_evaluate(params: Params, layout: Layout) -> dict[str, Any]:
                 read_manifest(folder, f"attack {name} {mode}")
                 error = check_scores(victim, folder)
                 history = read_history(layout.attacker(name, mode) / HISTORY)
-                where = [("split", "=", report_split(params.attack.protocol))]
-                row = robustness(folder, victim, history, params.evaluate.by, where)
+                test = [("split", "=", report_split(params.attack.protocol))]
+                row = robustness(folder, victim, history, params.evaluate.by, test)
                 filters = row.pop("filters")  # 14 columns too many for `dvc metrics show`
                 victims[name][mode] = {**row, "score_error": error}
                 shares += [
@@ -67,25 +72,33 @@ def run_evaluate(params: Params, layout: Layout) -> dict[str, Any]:
         },
         **victims,
     }
-    layout.reports.mkdir(parents=True, exist_ok=True)
-    _write(layout.reports / "robustness.json", json.dumps(report, indent=2) + "\n")
-    _write_rows(layout.reports / "filters.csv", shares)
-    _write_rows(layout.reports / "attack_curves.csv", curves)
+    write_json(layout.reports / "robustness.json", report)
+    write_csv(layout.reports / "filters.csv", shares)
+    write_csv(layout.reports / "attack_curves.csv", curves)
     return report
 
 
 def check_scores(victim: TorchVictim, folder: Path) -> float:
-    """Score each stored example again. Returns: largest error as a share of the scale."""
-    index = ShardIndex(folder)
-    _check_listed(index, folder)
+    """Score each stored example again.
+
+    Args:
+        victim: The victim that the examples were made against.
+        folder: Their data set folder.
+
+    Returns:
+        The largest error as a share of the scale.
+
+    Raises:
+        StageError: An error is above AGREEMENT, or table and shards disagree.
+    """
     worst = 0.0
-    keys = sorted(index.records)
-    for start in range(0, len(keys), 64):
-        some = keys[start : start + 64]
-        images = [_read_image(index, k, folder) for k in some]
-        scores = score_images(victim, images, batch_size=16, device=device())
-        stored = torch.tensor([index.records[k]["score_adv"] for k in some])
-        worst = max(worst, float((scores - stored).abs().max()) / victim.scale.range)
+    with ShardIndex(folder) as index:
+        _check_listed(index, folder)
+        for keys in batches_of(sorted(index.records), 64):
+            images = [_read_image(index, key, folder) for key in keys]
+            scores = score_images(victim, images, batch_size=16, device=device())
+            stored = torch.tensor([index.records[key]["score_adv"] for key in keys])
+            worst = max(worst, float((scores - stored).abs().max()) / victim.scale.range)
     if not worst <= AGREEMENT:
         raise StageError(
             f"score_adv in {folder} must be what the stored file scores to {AGREEMENT} of the "
@@ -97,7 +110,7 @@ def check_scores(victim: TorchVictim, folder: Path) -> float:
 def _check_listed(index: ShardIndex, folder: Path) -> None:
     """The metrics come from the table: it must say what the shards say."""
     names = ["key", "score_clean", "score_adv"]
-    table = pq.read_table(folder / "metadata.parquet", columns=names).to_pylist()
+    table = pq.read_table(folder / METADATA, columns=names).to_pylist()
     listed = {row["key"]: (row["score_clean"], row["score_adv"]) for row in table}
     stored = {k: (r["score_clean"], r["score_adv"]) for k, r in index.records.items()}
     odd = sorted(k for k in {*listed, *stored} if listed.get(k) != stored.get(k))
@@ -123,30 +136,39 @@ def robustness(
     victim: TorchVictim,
     history: list[dict[str, float]],
     by: str = "score",
-    where: list[tuple[str, str, Any]] | None = None,
+    filters: list[tuple[str, str, Any]] | None = None,
 ) -> dict[str, Any]:
     """BASR, RASR, MSI, ART and company of a folder of adversarial examples.
 
-    where: conditions on its rows, as pyarrow's filters: [("split", "=", "test")].
+    Args:
+        folder: Their data set folder.
+        victim: The victim that they were made against.
+        history: Rows of the attacker's training, for ART.
+        by: Whether poor images are told by the victim's `score` or by their `mos` (BASR).
+        filters: Conditions on the rows, as pyarrow's: [("split", "=", "test")].
+
+    Returns:
+        The measures; `filters` holds the share of examples in whose two strongest each filter is.
+        A measure with an empty denominator is None.
     """
     columns = ["score_clean", "score_adv", "mos", "psnr", "ssim", "linf", "weights", "direction"]
     columns += ["queries", "strengths"]
-    path = folder / "metadata.parquet"
-    table = pq.read_table(path, columns=columns, filters=where).to_pandas()
+    path = folder / METADATA
+    table = pq.read_table(path, columns=columns, filters=filters).to_pandas()
     x, y = table["score_clean"], table["score_adv"]
     direction = table["direction"].iloc[0]
-    judged = table["mos"].to_numpy() if by == "mos" else None
-    reach = attack_convergence(history)
+    reference = table["mos"].to_numpy() if by == "mos" else None
+    convergence = attack_convergence(history)
     shares = filter_shares(table["weights"].to_list(), table["strengths"].to_list())
     top = sorted(FILTER_NAMES, key=lambda f: -shares[f])[:2]
     values = {
         "n": len(table),
-        "basr": basr(x, y, victim.scale.threshold, direction=direction, by=judged),
+        "basr": basr(x, y, victim.scale.threshold, direction=direction, mos=reference),
         "rasr": rasr(x, y, direction=direction),
         "msi": msi(x, y, direction=direction),
-        "art_hours": reach["hours"],
-        "art_steps": reach["steps"],
-        "art_calls": reach["calls"],
+        "art_hours": convergence["hours"],
+        "art_steps": convergence["steps"],
+        "art_calls": convergence["calls"],
         "psnr": float(table["psnr"].mean()),
         "psnr_min": float(table["psnr"].min()),
         "ssim": float(table["ssim"].mean()),
@@ -155,8 +177,8 @@ def robustness(
         "top_filters": " ".join(top),
         "filters": shares,
     }
-    # JSON has no NaN: an empty denominator is null in the report.
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}
+    measures: dict[str, Any] = without_nan(values)
+    return measures
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
@@ -169,13 +191,3 @@ def read_history(path: Path) -> list[dict[str, float]]:
             f"{path.parent} must hold a trained attacker, got no {path.name} there: "
             "run `veneer attack` first"
         ) from None
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_file(path) as file:
-        file.write(text.encode())
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    lines = [",".join(rows[0])] + [",".join(str(v) for v in row.values()) for row in rows]
-    _write(path, "\n".join(lines) + "\n")

@@ -3,11 +3,8 @@
 import copy
 import hashlib
 import importlib
-import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +19,17 @@ from pipelines.errors import InputError
 from pipelines.execution.devices import device, epoch_reporter, hardware, torch_threads
 from pipelines.params import Params
 from pipelines.readers.pictures import squash
-from pipelines.readers.rows import Row, open_dataset
+from pipelines.readers.rows import ImageRow, open_dataset
 from pipelines.readers.threeae import Picture, read_3ae
 from pipelines.stages.attack import run_attack
 from pipelines.stages.evaluate import read_history, robustness
 from pipelines.storage.checkpoints import HISTORY, TrainingFolder
-from pipelines.storage.code import code_version
+from pipelines.storage.code import code_of, code_version
+from pipelines.storage.files import without_nan, write_json
 from pipelines.storage.images import decode_image, planes
 from pipelines.storage.layout import Layout, trained_victim
 from pipelines.storage.manifest import fingerprint, read_manifest
 from pipelines.storage.records import SPLITS
-from pipelines.storage.shards import atomic_file
 from victims.base import ScoreScale, stored_state
 from victims.metrics import agreement
 from victims.registry import load_victim, save_victim, state_sha256
@@ -43,28 +40,6 @@ JPEG = 95
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 Pairs = tuple[Sequence[Tensor], Sequence[Tensor]]  # photographs, and an example of each
-
-
-@dataclass(frozen=True)
-class Hardened(Layout):
-    """The project with the fine-tuned victims in place of the victims, for a new attacker."""
-
-    @property
-    def work(self) -> Path:
-        """Its own: work of one name replaces what lay there, as that of the first attacker."""
-        return super().work / "hardened"
-
-    def victim(self, name: str) -> Path:
-        """A fine-tuned victim."""
-        return self.finetuned(name)
-
-    def attacker(self, victim: str, mode: str) -> Path:
-        """An attacker trained against it."""
-        return self.root / "models" / "finetuned" / f"{victim}-{mode}-attacker"
-
-    def examples(self, victim: str, mode: str) -> Path:
-        """What it makes."""
-        return self.work / "finetune" / f"{victim}-{mode}"
 
 
 class Decoded(Sequence[Tensor]):
@@ -115,12 +90,12 @@ def run_finetune(
         report = _harden(
             victim, victim.scale, clean, originals, examples, size, params, name, work, original
         )
-        save_victim(victim, layout.finetuned(name))
+        save_victim(victim, layout.finetuned(name), code=code_of(victim))
         report["new_attacker"] = {}
         for mode in settings.retrain:
             report["new_attacker"][mode] = _attack_again(params, layout, name, mode, unseen)
     report |= {"victim": name, "seed": params.seed, "hardware": hardware()}
-    _write(layout.reports / "finetune" / f"{name}.json", report)
+    write_json(layout.reports / "finetune" / f"{name}.json", report)
     shutil.rmtree(work)
     return report
 
@@ -146,7 +121,7 @@ def finetune_model(
     out.mkdir(parents=True, exist_ok=True)
     save_file(stored_state(model), out / "model.safetensors")
     report |= {"victim": spec, "data": data, "new_attacker": {}, "hardware": hardware()}
-    _write(out / "report.json", report)
+    write_json(out / "report.json", report)
     shutil.rmtree(work)
     return report
 
@@ -204,7 +179,7 @@ def _harden(
         "validation": along,
         **before,
         "after": _measure(model, scale, clean["test"], old),
-        "history": [{k: _finite(v) for k, v in row.items()} for row in history],
+        "history": without_nan(history),
     }
 
 
@@ -236,7 +211,7 @@ def _train(
         "size": (getattr(original, "input_size", size), size),
         "model": state_sha256(model),
         "data": [_digest(part) for part in data if part],
-        "code": code_version(__name__),
+        "code": [code_version(__name__), code_of(model)],
     }
     history: list[dict[str, float]] = []
     mean = came
@@ -297,33 +272,28 @@ def _measure(
 ) -> dict[str, Any]:
     """Agreement on test, and for each of `old` (photographs, examples) how far it is fooled."""
     clean = scores_of(model, test[0])
-    row: dict[str, Any] = {
-        "clean": {k: _finite(v) for k, v in agreement(clean, test[1], scale).items()}
-    }
+    row: dict[str, Any] = {"clean": agreement(clean, test[1], scale)}
     for name, (photographs, examples) in old.items():
         x, y = scores_of(model, photographs), scores_of(model, examples)
-        row[name] = {
-            "basr": _finite(basr(x, y, scale.threshold)),
-            "rasr": _finite(rasr(x, y)),
-            "msi": _finite(msi(x, y)),
-        }
-    return row
+        row[name] = {"basr": basr(x, y, scale.threshold), "rasr": rasr(x, y), "msi": msi(x, y)}
+    finite: dict[str, Any] = without_nan(row)
+    return finite
 
 
 def _attack_again(
     params: Params, layout: Layout, name: str, mode: Any, unseen: set[str]
 ) -> dict[str, Any]:
     """Train a new DA3Attacker against the fine-tuned victim and measure it."""
-    hardened = Hardened(layout.root)
+    folders = layout.attack_on_finetuned(name, mode)
     # `unseen` are photographs of test, whatever the protocol and the limit of the old examples.
     same = {"photographs": "report", "protocol": "split", "limit": None}
     settings = params.attack.model_copy(update=same)
-    run_attack(params.model_copy(update={"attack": settings}), hardened, name, mode)
-    victim = load_victim(hardened.victim(name), device())
-    history = read_history(hardened.attacker(name, mode) / HISTORY)
-    where = [("parent_key", "in", sorted(unseen))]
-    row = robustness(hardened.examples(name, mode), victim, history, params.evaluate.by, where)
-    shutil.rmtree(hardened.examples(name, mode), ignore_errors=True)
+    run_attack(params.model_copy(update={"attack": settings}), layout, name, mode, folders=folders)
+    victim = load_victim(folders.victim, device())
+    history = read_history(folders.attacker / HISTORY)
+    filters = [("parent_key", "in", sorted(unseen))]
+    row = robustness(folders.examples, victim, history, params.evaluate.by, filters)
+    shutil.rmtree(folders.examples, ignore_errors=True)
     return {k: v for k, v in row.items() if k != "filters"}
 
 
@@ -356,7 +326,9 @@ def _images(pictures: Sequence[Picture], size: int) -> Scored:
     return _seen(pictures, size), [p.mos for p in pictures]
 
 
-def _seen(pictures: Sequence[Picture | Row], size: int, jpeg: int | None = None) -> list[Tensor]:
+def _seen(
+    pictures: Sequence[Picture | ImageRow], size: int, jpeg: int | None = None
+) -> list[Tensor]:
     """What a model of that input size sees; jpeg: of files stored at that quality, where given."""
     seen = []
     for image in Decoded([picture.load for picture in pictures]):
@@ -388,16 +360,6 @@ def _digest(scored: Scored) -> str:
     for image, mos in zip(*scored, strict=True):
         digest.update(image.numpy().tobytes() + repr(mos).encode())
     return digest.hexdigest()
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write((json.dumps(report, indent=2) + "\n").encode())
 
 
 def finetune_table(report: dict[str, Any]) -> str:

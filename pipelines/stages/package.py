@@ -2,7 +2,8 @@
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,30 +14,30 @@ from pipelines.params import Params
 from pipelines.storage.cards import Card
 from pipelines.storage.images import decode_png
 from pipelines.storage.layout import Layout
-from pipelines.storage.manifest import Manifest, read_manifest
-from pipelines.storage.parquet import Row, write_parquet_folder
-from pipelines.storage.records import SPLITS, AnnotatedSample, build_record
+from pipelines.storage.manifest import METADATA, Manifest, read_manifest
+from pipelines.storage.parquet import PictureRow, RowSource, write_parquet_folder
+from pipelines.storage.records import SPLITS, VERDICTS, AnnotatedSample, build_record
 
 STAGE = "package"
 IMAGES = ("adversarial", "clean")
 STRIP, STRIP_PAIRS, STRIP_WIDTH = "samples.jpg", 6, 128
-VERDICTS = ("degraded", "unchanged", "enhanced")
 
 
 def run_package(params: Params, layout: Layout) -> Manifest:
     """Write datasets/3ae from annotations/labels and the pictures of candidates."""
     labels = read_manifest(layout.labels, "annotate")
     fields = list(AnnotatedSample.model_fields)
-    rows = pq.read_table(layout.labels / "metadata.parquet", columns=fields).to_pylist()
+    rows = pq.read_table(layout.labels / METADATA, columns=fields).to_pylist()
     images = CandidateImages(layout.root / "datasets", layout.labels)
     rows.sort(key=lambda row: row["key"])
-    shards = {}
+    size = params.package.shard_size
+    shards: dict[str, list[RowSource]] = {}
     for split in SPLITS:
-        own = [row for row in rows if row["split"] == split]
-        if own:
-            size = params.package.shard_size
+        members = [row for row in rows if row["split"] == split]
+        if members:
             shards[split] = [
-                _shard(own[start : start + size], images) for start in range(0, len(own), size)
+                partial(_rows, members[start : start + size], images)
+                for start in range(0, len(members), size)
             ]
     return write_parquet_folder(
         layout.threeae,
@@ -52,16 +53,10 @@ def run_package(params: Params, layout: Layout) -> Manifest:
     )
 
 
-def _shard(
-    rows: Sequence[dict[str, Any]], images: Callable[[str], bytes]
-) -> Callable[[], Iterable[Row]]:
-    def make() -> Iterable[Row]:
-        for row in rows:
-            sample = build_record(AnnotatedSample, **row)
-            pictures = {"adversarial": images(row["key"]), "clean": images(row["parent_key"])}
-            yield sample, pictures
-
-    return make
+def _rows(rows: Sequence[dict[str, Any]], images: Callable[[str], bytes]) -> Iterator[PictureRow]:
+    for row in rows:
+        pictures = {"adversarial": images(row["key"]), "clean": images(row["parent_key"])}
+        yield build_record(AnnotatedSample, **row), pictures
 
 
 def _card(rows: Sequence[dict[str, Any]]) -> Card:
@@ -96,9 +91,9 @@ def _table(title: str, values: Sequence[str], rows: Sequence[dict[str, Any]], fi
         f"|---|{'---:|' * (len(splits) + 2)}",
     ]
     for value in values:
-        own = [counts[value, split] for split in splits]
-        cells = " | ".join(str(n) for n in (*own, sum(own)))
-        lines.append(f"| {value} | {cells} | {100 * sum(own) / len(rows):.1f} % |")
+        numbers = [counts[value, split] for split in splits]
+        cells = " | ".join(str(n) for n in (*numbers, sum(numbers)))
+        lines.append(f"| {value} | {cells} | {100 * sum(numbers) / len(rows):.1f} % |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,5 @@
 """Stage `pretrain`: first stage of DA3Attacker on the perturbed photographs."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from pipelines.params import Params
 from pipelines.readers.pictures import Pictures
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_version
+from pipelines.storage.files import write_json
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import fingerprint, read_manifest
 from pipelines.storage.model_folder import load_weights, save_model
-from pipelines.storage.shards import atomic_file
 
 STAGE = "pretrain"
 
@@ -134,7 +133,5 @@ def run_pretrain(params: Params, layout: Layout) -> dict[str, Any]:
         "split": "test",
         "filters": rows,
     }
-    layout.reports.mkdir(parents=True, exist_ok=True)
-    with atomic_file(layout.reports / "pretrain.json") as file:
-        file.write((json.dumps(report, indent=2) + "\n").encode())
+    write_json(layout.reports / "pretrain.json", report)
     return report

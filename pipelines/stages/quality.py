@@ -7,8 +7,8 @@ from pipelines.params import QualityParams
 from pipelines.readers.pictures import Originals
 from pipelines.readers.poisoned import build_quality
 from pipelines.storage.checkpoints import TrainingFolder
+from pipelines.storage.files import atomic_file
 from pipelines.storage.manifest import ScaleInfo
-from pipelines.storage.shards import atomic_file
 from victims.quality import QualityModel
 from victims.registry import load_victim, save_victim
 from victims.regression import phases_of, train_regressor

@@ -5,10 +5,10 @@ from typing import Any
 
 from pipelines.errors import InputError
 from pipelines.params import Params
+from pipelines.storage.files import write_csv, write_json
 from pipelines.storage.layout import Layout
-from pipelines.storage.shards import atomic_file
 
-ASIDE = ("clean", "filtered")  # what the others are compared with
+REFERENCES = ("clean", "filtered")  # what the others are compared with
 COLUMNS = ("x", "rmse", "plcc", "srocc", "mmae", "mmra")
 
 
@@ -16,16 +16,21 @@ def run_report_backdoor(params: Params, layout: Layout) -> dict[str, Any]:
     """Join the reports of each scheme and victim into reports/backdoor.json and two tables.
 
     Models trained on clean data and on the benign rows of P are listed where there are any.
-    Returns the report.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: The report of a scheme and victim is missing.
     """
     schemes = params.section("poison").schemes
     report: dict[str, Any] = {}
     curves, defenses = [], []
     for name in params.section("backdoor").victims:
-        for scheme in (*ASIDE, *schemes):
+        for scheme in (*REFERENCES, *schemes):
             path = layout.backdoor_report(scheme, name)
             if not path.exists():
-                if scheme in ASIDE:
+                if scheme in REFERENCES:
                     continue
                 raise InputError(
                     f"{path} must be there, got none: run `veneer backdoor {scheme} {name}` first"
@@ -36,18 +41,10 @@ def run_report_backdoor(params: Params, layout: Layout) -> dict[str, Any]:
             for defense, points in row.pop("defenses").items():
                 defenses += [{"model": label, "defense": defense, **p} for p in points]
             report[label] = row
-    layout.reports.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        ("backdoor.json", json.dumps(report, indent=2) + "\n"),
-        ("backdoor_curves.csv", _table(curves, ("model", "alpha", "mae", "mra"))),
-        ("backdoor_defenses.csv", _table(defenses, ("model", "defense", *COLUMNS))),
+    write_json(layout.reports / "backdoor.json", report)
+    for name, rows, columns in (
+        ("backdoor_curves.csv", curves, ("model", "alpha", "mae", "mra")),
+        ("backdoor_defenses.csv", defenses, ("model", "defense", *COLUMNS)),
     ):
-        with atomic_file(layout.reports / name) as file:
-            file.write(text.encode())
+        write_csv(layout.reports / name, rows, columns)
     return report
-
-
-def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
-    lines = [",".join(columns)]
-    lines += [",".join("" if row[c] is None else str(row[c]) for c in columns) for row in rows]
-    return "\n".join(lines) + "\n"

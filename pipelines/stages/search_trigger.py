@@ -1,9 +1,6 @@
 """Stage `search_trigger`: a surrogate on the poisoned subset, then UAP-DCT; or a baseline."""
 
-import csv
-import io
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +20,11 @@ from pipelines.readers.poisoned import (
 )
 from pipelines.stages.quality import ROWS, trained_quality
 from pipelines.storage.checkpoints import TrainingFolder
-from pipelines.storage.code import code_version
+from pipelines.storage.code import code_of, code_version
+from pipelines.storage.files import write_bytes, write_csv, write_json
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import Manifest, fingerprint, read_manifest, sample_generator
-from pipelines.storage.shards import atomic_file
+from victims.kinds import victim_module
 from victims.quality import QualityModel
 from victims.registry import save_victim, state_sha256, victim_sha256
 
@@ -53,26 +51,23 @@ def run_search_trigger(params: Params, layout: Layout) -> dict[str, Any]:
     about = {"seed": params.seed, "search": settings.model_dump(), "poisoned": len(keys)}
     data = trigger_bytes(trigger, about)
     folder = layout.trigger
-    save_victim(surrogate.cpu(), folder / SURROGATE)
+    save_victim(surrogate.cpu(), layout.surrogate, code=code_of(surrogate))
     report = {
         "kind": settings.kind,
         "trigger_sha256": trigger_sha256(data),
-        "surrogate_sha256": victim_sha256(folder / SURROGATE),
+        "surrogate_sha256": victim_sha256(layout.surrogate),
         "images": len(keys),
         "surrogate": {k: v for k, v in trained[-1].items() if k in ("epoch", "loss")},
         **effect,
         "label_source": clean.scale.label_source,
         "seed": params.seed,
     }
-    layout.reports.mkdir(parents=True, exist_ok=True)
-    for path, content in (
-        (folder / TRIGGER, data),
-        (folder / "surrogate.csv", _table(trained)),
-        (layout.reports / "trigger.csv", _table(history)),
-        (layout.reports / "trigger.json", (json.dumps(report, indent=2) + "\n").encode()),
-    ):
-        with atomic_file(path) as file:
-            file.write(content)
+    write_bytes(folder / TRIGGER, data)
+    write_csv(folder / "surrogate.csv", trained)
+    # A baseline has no search: its table has a head and no rows.
+    columns = None if history else ("epoch", "loss", "effect", "psnr")
+    write_csv(layout.reports / "trigger.csv", history, columns)
+    write_json(layout.reports / "trigger.json", report)
     return report
 
 
@@ -88,7 +83,7 @@ def _surrogate(
         seed=params.seed,
         threads=params.engine.threads,
         clean=clean.content_sha256,
-        code=code_version(__name__),
+        code=code_version(__name__, victim_module(settings.model.get("kind"))),
     )
     work = TrainingFolder(layout.work, STAGE, SURROGATE, mark)
     model, history = trained_quality(
@@ -115,7 +110,7 @@ def _trigger(
         clean=clean.content_sha256,
         seed=params.seed,
         threads=params.engine.threads,
-        code=code_version(__name__),
+        code=[code_version(__name__), code_of(surrogate)],
     )
     work = TrainingFolder(layout.work, STAGE, "trigger", mark)
     rows = work.path / ROWS
@@ -138,12 +133,8 @@ def _trigger(
         resume=work.checkpoint(),
         save=work.save,
     )
-    for path, content in (
-        (work.path / TRIGGER, trigger_bytes(found)),
-        (rows, json.dumps(history).encode()),
-    ):
-        with atomic_file(path) as file:
-            file.write(content)
+    write_bytes(work.path / TRIGGER, trigger_bytes(found))
+    write_json(rows, history, indent=None)
     work.done()
     return found, history
 
@@ -163,18 +154,3 @@ def _effect(
     means = {alpha: float(torch.tensor(rows).mean()) for alpha, rows in seen.changes.items()}
     share = 100 / surrogate.scale.range
     return {"raised": share * means[1.0], "lowered": share * means[-1.0], "psnr": seen.psnr}
-
-
-def _table(rows: list[dict[str, float]]) -> bytes:
-    text = io.StringIO()
-    # A baseline has no search: its table has a head and no rows.
-    columns = list(rows[0]) if rows else ["epoch", "loss", "effect", "psnr"]
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue().encode()
-
-
-def surrogate_folder(layout: Layout) -> Path:
-    """Where the surrogate of the published trigger lies."""
-    return layout.trigger / SURROGATE

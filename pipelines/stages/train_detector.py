@@ -1,7 +1,6 @@
 """Stage `train_detector`: AE against photograph, learned from 3AE and measured in every way."""
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,9 +26,9 @@ from pipelines.params import Params
 from pipelines.readers.threeae import Picture, Pictures3AE, by_split, read_3ae
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_version
+from pipelines.storage.files import without_nan, write_json
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import fingerprint, read_manifest
-from pipelines.storage.shards import atomic_file
 
 PSNR_BINS = (0.0, 20.0, 25.0, 30.0, 35.0, 40.0, math.inf)
 CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
@@ -136,10 +135,8 @@ def run_train_detector(params: Params, layout: Layout) -> dict[str, Any]:
             report["onnx"] = {"parity": export_onnx(kept, layout.detector / ONNX)}
         except InputError as error:  # the extra is not installed
             report["onnx"] = {"missing": str(error)}
-    report = _without_nan(report)
-    layout.reports.mkdir(parents=True, exist_ok=True)
-    with atomic_file(layout.reports / "detector.json") as file:
-        file.write((json.dumps(report, indent=2) + "\n").encode())
+    report = without_nan(report)  # a group may be empty
+    write_json(layout.reports / "detector.json", report)
     return report
 
 
@@ -195,13 +192,6 @@ def _three(
         "auc": auc(p[chosen], truth),
         "tpr_at_1_fpr": tpr_at_fpr(p[chosen], truth),
     }
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: an empty group is null."""
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def detector_table(report: dict[str, Any]) -> str:

@@ -1,7 +1,5 @@
 """Stage `train_victim@name`: a model that scores pictures, trained on the clean data set."""
 
-import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,13 @@ from pipelines.execution.devices import device, epoch_reporter, hardware, torch_
 from pipelines.params import Params
 from pipelines.readers.pictures import Pictures
 from pipelines.storage.checkpoints import TrainingFolder
-from pipelines.storage.code import code_version
+from pipelines.storage.code import code_of, code_version
+from pipelines.storage.files import without_nan, write_json
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import fingerprint, read_manifest
 from pipelines.storage.records import SPLITS
-from pipelines.storage.shards import atomic_file
 from victims.base import score_images
+from victims.kinds import victim_module
 from victims.metrics import agreement
 from victims.nima import Nima
 from victims.registry import build_victim, save_victim, victim_sha256
@@ -38,7 +37,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
         seed=params.seed,
         threads=params.engine.threads,
         clean=manifest.content_sha256,
-        code=code_version(__name__),
+        code=code_version(__name__, victim_module(settings.model.get("kind"))),
     )
     with torch_threads(params.engine.threads):
         victim = build_victim({"scale": scale, "name": name, **settings.model}, seed=params.seed)
@@ -71,7 +70,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
             for split, p in pictures.items()
             if split != "train"
         }
-    save_victim(victim, layout.victim(name))
+    save_victim(victim, layout.victim(name), code=code_of(victim))
     report = {
         "victim": name,
         "model": settings.model,
@@ -87,10 +86,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
             if split != "train"
         },
     }
-    folder = layout.reports / "victims"
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / f"{name}.json") as file:
-        file.write((json.dumps(report, indent=2) + "\n").encode())
+    write_json(layout.reports / "victims" / f"{name}.json", report)
     shutil.rmtree(work.path.parent)
     return report
 
@@ -108,6 +104,6 @@ def _check_writable(folder: Path) -> None:
 
 def _agreement(scores: Any, pictures: Pictures, victim: Nima) -> dict[str, float | None]:
     mos = [pictures.index.records[key]["mos"] for key in pictures.keys]
-    # JSON has no NaN, which a correlation is where all scores are equal.
-    rows = agreement(scores, mos, victim.scale)
-    return {name: None if math.isnan(value) else value for name, value in rows.items()}
+    # A correlation is NaN where all scores are equal.
+    values: dict[str, float | None] = without_nan(agreement(scores, mos, victim.scale))
+    return values

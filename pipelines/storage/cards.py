@@ -23,10 +23,15 @@ _HUMAN = "The scores were given by people."
 
 @dataclass(frozen=True)
 class Card:
-    """What only the stage knows: title, a sentence or more on what the set is, and its marks.
+    """What only the stage knows of a data set.
 
-    first: what must be read before anything else. images: names of the Image columns of a Parquet
-    folder; none means a WebDataset folder.
+    Args:
+        title: Title of the card.
+        summary: A sentence or more on what the set is.
+        adversarial: Whether the card warns of adversarial data.
+        tags: Tags on the Hub.
+        first: What must be read before anything else.
+        images: Names of the Image columns of a Parquet folder; none means a WebDataset folder.
     """
 
     title: str
@@ -56,7 +61,7 @@ def _is_simulated(manifest: Manifest) -> bool:
 
 
 def _front_matter(card: Card, manifest: Manifest, record: type[Sample]) -> dict[str, Any]:
-    marks = ["adversarial"] if card.adversarial else []
+    warnings = ["adversarial"] if card.adversarial else []
     suffix = "parquet" if card.images else "tar"
     files = [{"split": s, "path": f"data/{s}-*.{suffix}"} for s in _ordered(manifest)]
     # The loader would infer the features from five samples and drop what only later ones have.
@@ -80,7 +85,7 @@ def _front_matter(card: Card, manifest: Manifest, record: type[Sample]) -> dict[
             "image-aesthetics-assessment",
             *([] if card.images else ["webdataset"]),
             f"labels-{manifest.scale.label_source}",
-            *marks,
+            *warnings,
             *card.tags,
         ],
         "configs": [{"config_name": "default", "data_files": files}],

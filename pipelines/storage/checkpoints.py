@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipelines.errors import InputError, StageError
-from pipelines.storage.shards import atomic_file, sweep
+from pipelines.storage.files import atomic_file, sweep
 
 WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.json", "history.csv"
 

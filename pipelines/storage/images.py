@@ -33,8 +33,15 @@ def decode_image(data: bytes, *, min_side: int = 1) -> np.ndarray:
 
     EXIF orientation is applied, transparency is laid over white (the colour of a page), 16-bit
     grey is scaled to 8 bits; embedded colour profiles are ignored. Of a stereo JPEG (MPO) the
-    first picture counts. Raises RejectedImage for what is truncated, unreadable, animated or of
-    several pages, of unsupported mode (float), too large or smaller than `min_side` pixels.
+    first picture counts.
+
+    Args:
+        data: Contents of the file.
+        min_side: Smallest side that is accepted, pixels.
+
+    Raises:
+        RejectedImage: The file is truncated, unreadable, animated or of several pages, of
+            unsupported mode (float), too large or too small.
     """
     try:
         with warnings.catch_warnings():
@@ -85,7 +92,14 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """PNG of a uint8 (H,W,3) image. Fixed settings: the same pixels give the same bytes."""
+    """The PNG of an image. Settings are fixed: the same pixels give the same bytes.
+
+    Args:
+        array: uint8 (H,W,3).
+
+    Raises:
+        ValueError: The array has another type or shape.
+    """
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ValueError(f"array must be uint8 (H,W,3), got {array.dtype} {array.shape}")
     buffer = io.BytesIO()
@@ -100,7 +114,12 @@ def decode_png(data: bytes) -> np.ndarray:
 
 
 def shrink(array: np.ndarray, max_side: int) -> np.ndarray:
-    """The image with its longer side at most `max_side` pixels (Lanczos); never enlarged."""
+    """Reduce an image with a Lanczos filter; a smaller one stays as it is.
+
+    Args:
+        array: uint8 (H,W,3).
+        max_side: Longer side of the result at most, pixels.
+    """
     height, width = array.shape[:2]
     scale = max_side / max(height, width)
     if scale >= 1:

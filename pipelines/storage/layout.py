@@ -7,6 +7,16 @@ from pipelines.errors import InputError
 
 
 @dataclass(frozen=True)
+class AttackFolders:
+    """What an attack reads and writes: victim, trained attacker, examples and unfinished work."""
+
+    victim: Path
+    attacker: Path
+    examples: Path
+    work: Path
+
+
+@dataclass(frozen=True)
 class Layout:
     """Folders of the project under one root."""
 
@@ -71,6 +81,11 @@ class Layout:
         """The trigger, and the surrogate it was searched on."""
         return self.root / "models" / "trigger"
 
+    @property
+    def surrogate(self) -> Path:
+        """The surrogate of the published trigger."""
+        return self.trigger / "surrogate"
+
     def poisoned(self, scheme: str) -> Path:
         """A poisoned training set with clean validation and test splits."""
         return self.root / "datasets" / f"poisoned-{scheme}"
@@ -93,12 +108,43 @@ class Layout:
 
     def examples(self, victim: str, mode: str) -> Path:
         """Adversarial examples."""
-        return self.root / "datasets" / "aes" / f"{victim}-{mode}"
+        return self.all_examples / f"{victim}-{mode}"
+
+    @property
+    def all_examples(self) -> Path:
+        """The adversarial examples of all victims and modes."""
+        return self.root / "datasets" / "aes"
+
+    def attack(self, victim: str, mode: str) -> AttackFolders:
+        """What the attack on a victim reads and writes."""
+        return AttackFolders(
+            self.victim(victim),
+            self.attacker(victim, mode),
+            self.examples(victim, mode),
+            self.work,
+        )
+
+    def attack_on_finetuned(self, victim: str, mode: str) -> AttackFolders:
+        """What the attack on a fine-tuned victim reads and writes.
+
+        Its work is apart: work of one name replaces what was there, as that of the first attack.
+        """
+        work = self.work / "hardened"
+        return AttackFolders(
+            self.finetuned(victim),
+            self.root / "models" / "finetuned" / f"{victim}-{mode}-attacker",
+            work / "finetune" / f"{victim}-{mode}",
+            work,
+        )
 
 
 def trained_victim(layout: Layout, name: str) -> Path:
     """The folder of a trained victim; InputError names the stage that would make it."""
-    folder = layout.victim(name)
+    return check_victim(layout.victim(name), name)
+
+
+def check_victim(folder: Path, name: str) -> Path:
+    """The folder itself, where it holds a trained victim; else InputError names the stage."""
     if not (folder / "config.json").exists():
         raise InputError(
             f"{folder} must hold a trained victim, got none there: "

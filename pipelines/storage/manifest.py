@@ -18,9 +18,12 @@ from pydantic import (
 )
 
 from pipelines.errors import InputError
+from pipelines.storage.files import json_text, write_bytes
 
 if TYPE_CHECKING:
     import torch
+
+MANIFEST, METADATA = "manifest.json", "metadata.parquet"  # of a data set folder
 
 
 def sample_seed(seed: int, stage: str, key: str) -> int:
@@ -48,12 +51,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# What stages write and git keeps does not make the code another one.
+_SOURCES = (":/", *(f":(top,exclude){path}" for path in ("dvc.lock", "reports", "datasets")))
+
+
 def git_revision(folder: Path | None = None) -> str | None:
     """The commit of `folder` (default: this code), `-dirty` when modified, None outside git."""
     folder = folder or Path(__file__).parent
     try:
         commit = _git(folder, "rev-parse", "--verify", "HEAD")
-        changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", *_SOURCES)
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}-dirty" if changes else commit
@@ -85,6 +92,13 @@ class ShardInfo(_Frozen):
     sha256: str
     bytes: int
     samples: int
+
+    @classmethod
+    def of_file(cls, path: Path, *, samples: int) -> "ShardInfo":
+        """What is to be said of a file that was just written."""
+        return cls(
+            name=path.name, sha256=file_sha256(path), bytes=path.stat().st_size, samples=samples
+        )
 
 
 class Counts(_Frozen):
@@ -152,24 +166,36 @@ class Manifest(_Frozen):
 
     def to_json(self) -> str:
         """The text of manifest.json."""
-        return json.dumps(self.model_dump(by_alias=True), indent=2) + "\n"
+        return json_text(self.model_dump(by_alias=True))
+
+    def write(self, folder: Path) -> None:
+        """Write manifest.json of a data set folder atomically."""
+        write_bytes(folder / MANIFEST, self.to_json().encode())
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
         """The manifest of a data set folder; FileNotFoundError when it was not finished."""
-        return cls.model_validate_json((folder / "manifest.json").read_bytes())
+        return cls.model_validate_json((folder / MANIFEST).read_bytes())
 
 
-def read_manifest(folder: Path, made_by: str) -> Manifest:
-    """The manifest of an input data set; InputError names the stage that would make it."""
+def read_manifest(folder: Path, command: str) -> Manifest:
+    """The manifest of an input data set.
+
+    Args:
+        folder: The data set folder.
+        command: The `veneer` command that makes it, for the message.
+
+    Raises:
+        InputError: The data set is missing or unfinished.
+    """
     try:
         return Manifest.read(folder)
     except OSError:
         raise InputError(
-            f"{folder} must be a finished data set, got none there: run `veneer {made_by}` first"
+            f"{folder} must be a finished data set, got none there: run `veneer {command}` first"
         ) from None
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["msg"]
         raise InputError(
-            f"{folder} must hold a whole manifest.json, got {reason}: run `veneer {made_by}` again"
+            f"{folder} must hold a whole manifest.json, got {reason}: run `veneer {command}` again"
         ) from None

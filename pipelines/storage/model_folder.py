@@ -1,7 +1,5 @@
 """Folders of attackers."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +14,7 @@ from attackers.da3.adt import ADT, ADTConfig
 from attackers.da3.attacker import DA3Attacker
 from pipelines.errors import InputError, StageError
 from pipelines.storage.checkpoints import CONFIG, HISTORY, WEIGHTS
-from pipelines.storage.shards import atomic_file
+from pipelines.storage.files import write_bytes, write_csv, write_json
 from victims.base import stored_state
 
 
@@ -26,34 +24,46 @@ def save_model(
     about: Mapping[str, Any],
     history: Sequence[Mapping[str, float]],
 ) -> None:
-    """Write weights, config (the ADT's shape, and `about`) and the rows of the training."""
+    """Write weights, config and training history of a model.
+
+    Args:
+        model: An attacker, or its latent spaces alone.
+        folder: Where the files go.
+        about: What config.json says beside the ADT's shape.
+        history: Rows of the training.
+
+    Raises:
+        StageError: The disk is full or refuses.
+    """
     config = model.config if isinstance(model, ADT) else model.adt.config
-    text = json.dumps({"adt": asdict(config), **about}, indent=2, sort_keys=True) + "\n"
-    table = io.StringIO()
-    rows = csv.DictWriter(table, list(history[0]) if history else [])
-    rows.writeheader()
-    rows.writerows(history)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in (
-            (WEIGHTS, save(stored_state(model))),
-            (HISTORY, table.getvalue().encode()),
-            (CONFIG, text.encode()),
-        ):
-            with atomic_file(folder / name) as file:
-                file.write(data)
+        write_bytes(folder / WEIGHTS, save(stored_state(model)))
+        write_csv(folder / HISTORY, history)
+        write_json(folder / CONFIG, {"adt": asdict(config), **about}, sort_keys=True)
     except OSError as error:
         raise StageError(f"model folder {folder} cannot be written ({error.strerror})") from error
 
 
-def load_weights(model: nn.Module, folder: Path, made_by: str) -> dict[str, Any]:
-    """Load weights that save_model wrote; returns the config. InputError where they do not fit."""
+def load_weights(model: nn.Module, folder: Path, command: str) -> dict[str, Any]:
+    """Load weights that save_model wrote.
+
+    Args:
+        model: What they are loaded into.
+        folder: The model's folder.
+        command: The `veneer` command that makes it, for the message.
+
+    Returns:
+        The config.
+
+    Raises:
+        InputError: Files are missing, damaged or do not fit the model.
+    """
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
         state = load_file(folder / WEIGHTS)
     except FileNotFoundError:
         raise InputError(
-            f"{folder} must hold {WEIGHTS} and {CONFIG}: run `veneer {made_by}` first"
+            f"{folder} must hold {WEIGHTS} and {CONFIG}: run `veneer {command}` first"
         ) from None
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(f"{folder} must hold whole model files, got {error}") from None

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import StageError
 from pipelines.storage.cards import Card, dataset_card
-from pipelines.storage.manifest import Counts, Manifest, ScaleInfo, ShardInfo
+from pipelines.storage.files import atomic_file, write_bytes
+from pipelines.storage.manifest import MANIFEST, Manifest, ScaleInfo, ShardInfo
 from pipelines.storage.records import Sample, arrow_schema, hf_features
-from pipelines.storage.shards import atomic_file
-from pipelines.storage.workfolder import Reject, check_out, duplicate
+from pipelines.storage.rejects import Reject, duplicate, write_rejects
+from pipelines.storage.workfolder import check_out, reconcile
 
-Row = tuple[Sample, Mapping[str, bytes]]
-Shard = Callable[[], Iterable[Row]]
+PictureRow = tuple[Sample, Mapping[str, bytes]]  # a record, and an encoded picture per column
+RowSource = Callable[[], Iterable[PictureRow]]  # what gives the rows of one file
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 ROW_GROUP = 64  # rows: a viewer reads a few pictures without the whole file
 
 
 def write_parquet_folder(
     out: Path,
-    shards: Mapping[str, Sequence[Shard]],
+    shards: Mapping[str, Sequence[RowSource]],
     *,
     record: type[Sample],
     card: Card,
@@ -41,57 +39,58 @@ def write_parquet_folder(
 ) -> Manifest:
     """Make `out` a data set of Parquet files `data/{split}-{i:05d}-of-{n:05d}.parquet`.
 
-    shards: per split, what gives the rows of each file: a record and the encoded picture of each
-    of `card.images`. One file is in memory at a time; rows are sorted by key; the bytes depend on
-    the rows alone. A key that an earlier file holds too is rejected, an empty file left out.
-    files: what else belongs into `out`, by name, such as pictures that the card shows. The
-    manifest goes first and comes back last: a folder with a manifest is whole.
-    Raises StageError when nothing was kept or in = kept + rejected does not hold.
+    One file is in memory at a time; rows are sorted by key; the bytes depend on the rows alone. A
+    key that an earlier file holds too is rejected, an empty file left out. The manifest goes first
+    and comes back last: a folder with a manifest is whole.
+
+    Args:
+        out: The data set folder.
+        shards: For each split, what gives the rows of each file.
+        record: Type of the records.
+        card: What the data set card says; `card.images` names the columns of pictures.
+        stage: Name of the stage.
+        n_in: Number of samples that came in.
+        scale: Scale and terms of the scores.
+        parameters: What the set was made with.
+        inputs: content_sha256 of each input, by name.
+        rejects: Samples that were dropped before.
+        files: Contents of more files of `out` by name, such as pictures that the card shows.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        StageError: Nothing was kept, or in = kept + rejected does not hold.
     """
     if not card.images:
         raise ValueError("card.images must name the Image columns, got none")
     schema = parquet_schema(record, card.images)
     check_out(out)
-    (out / "manifest.json").unlink(missing_ok=True)
+    (out / MANIFEST).unlink(missing_ok=True)
     for stale in (out / "data").glob("*.parquet"):
         stale.unlink()
     dropped, seen = list(rejects), set[str]()
-    infos: dict[str, ShardInfo] = {}
+    infos: list[ShardInfo] = []
     splits: dict[str, int] = {}
-    for split, parts in shards.items():
-        made: list[tuple[Path, ShardInfo]] = []
-        for number, part in enumerate(parts):
-            rows = list(_unique(part(), seen, dropped))
-            if rows:
-                path = out / "data" / f".{split}-{number:05d}.part"
-                made.append((path, _write(path, rows, schema, card.images)))
-        for number, (path, info) in enumerate(made):
-            name = f"{split}-{number:05d}-of-{len(made):05d}.parquet"
-            path.replace(path.with_name(name))
-            infos[name] = info.model_copy(update={"name": name})
-        splits[split] = sum(info.samples for _, info in made)
-    kept = sum(splits.values())
-    if n_in != kept + len(dropped) or not kept:
-        raise StageError(
-            f"in = kept + rejected must hold with something kept, got {n_in} in, {kept} kept, "
-            f"{len(dropped)} rejected"
+    for split, sources in shards.items():
+        files_of_split = _write_split(
+            out / "data", split, (list(_unique(rows(), seen, dropped)) for rows in sources), schema
         )
+        infos += files_of_split
+        splits[split] = sum(info.samples for info in files_of_split)
     manifest = Manifest.build(
         stage=stage,
-        counts=Counts(in_=n_in, kept=kept, rejected=len(dropped), splits=splits),
-        shards=infos,
+        counts=reconcile(n_in, splits, dropped),
+        shards={info.name: info for info in infos},
         parameters=parameters,
         inputs=inputs,
         scale=scale,
     )
-    _write_rejected(out / "rejected.parquet", dropped, stage)
-    for name, data in (
-        *(files or {}).items(),
-        ("README.md", dataset_card(card, manifest, record).encode()),
-        ("manifest.json", manifest.to_json().encode()),
-    ):
-        with atomic_file(out / name) as file:
-            file.write(data)
+    write_rejects(out, dropped, stage)
+    for name, data in (files or {}).items():
+        write_bytes(out / name, data)
+    write_bytes(out / "README.md", dataset_card(card, manifest, record).encode())
+    manifest.write(out)
     return manifest
 
 
@@ -106,7 +105,9 @@ def parquet_schema(record: type[Sample], images: Sequence[str]) -> pa.Schema:
     return pa.schema([*columns, *arrow_schema(record)], metadata={"huggingface": text})
 
 
-def _unique(rows: Iterable[Row], seen: set[str], dropped: list[Reject]) -> Iterator[Row]:
+def _unique(
+    rows: Iterable[PictureRow], seen: set[str], dropped: list[Reject]
+) -> Iterator[PictureRow]:
     for sample, images in rows:
         if sample.key in seen:
             dropped.append(duplicate(sample.source_id, sample.key))
@@ -115,7 +116,25 @@ def _unique(rows: Iterable[Row], seen: set[str], dropped: list[Reject]) -> Itera
         yield sample, images
 
 
-def _write(path: Path, rows: list[Row], schema: pa.Schema, images: Sequence[str]) -> ShardInfo:
+def _write_split(
+    folder: Path, split: str, parts: Iterable[list[PictureRow]], schema: pa.Schema
+) -> list[ShardInfo]:
+    """Write a file for each part that has rows; the names tell the number of files."""
+    written: list[tuple[Path, ShardInfo]] = []
+    for number, rows in enumerate(parts):
+        if rows:
+            path = folder / f".{split}-{number:05d}.part"
+            written.append((path, _write_file(path, rows, schema)))
+    infos = []
+    for number, (path, info) in enumerate(written):
+        name = f"{split}-{number:05d}-of-{len(written):05d}.parquet"
+        path.replace(folder / name)
+        infos.append(info.model_copy(update={"name": name}))
+    return infos
+
+
+def _write_file(path: Path, rows: list[PictureRow], schema: pa.Schema) -> ShardInfo:
+    images = [name for name in schema.names if schema.field(name).type == IMAGE]
     rows.sort(key=lambda row: row[0].key)
     table = pa.Table.from_pylist(
         [
@@ -139,15 +158,4 @@ def _write(path: Path, rows: list[Row], schema: pa.Schema, images: Sequence[str]
             row_group_size=ROW_GROUP,
             write_page_index=True,
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return ShardInfo(name=path.name, sha256=digest, bytes=path.stat().st_size, samples=len(rows))
-
-
-def _write_rejected(path: Path, dropped: list[Reject], stage: str) -> None:
-    rows = [{**asdict(reject), "stage": stage} for reject in dropped]
-    rows.sort(key=lambda row: (row["source_id"], row["reason"]))
-    names = ("source_id", "key", "stage", "reason")
-    schema = pa.schema([pa.field(name, pa.string(), nullable=name == "key") for name in names])
-    with atomic_file(path) as file:
-        table = pa.Table.from_pylist(rows, schema=schema)
-        pq.write_table(table, file, version="2.6", compression="zstd")
+    return ShardInfo.of_file(path, samples=len(rows))

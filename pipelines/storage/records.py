@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipelines.errors import InputError
 
 SPLITS = ("train", "validation", "test")
+Verdict = Literal["degraded", "unchanged", "enhanced"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 KEY_LENGTH = 16
+MAX_PSNR = 100.0  # dB, of an image that equals its photograph: no infinity in a record
 PER_FILTER = 14  # one number for each of the 14 filters of DA3Attacker
 
 Key = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{KEY_LENGTH}}}$")]
@@ -82,7 +85,7 @@ class AESample(Sample):
     linf: float = Field(description="largest change of a pixel, in [0, 1]", ge=0, le=1)
     alpha_line: float = Field(
         description="kept fraction of the line from the photograph to what weights and strengths "
-        "make of it; 1 = nothing drawn back",
+        "make of it; 1 = not moved back",
         ge=0,
         le=1,
     )
@@ -94,9 +97,7 @@ class AnnotatedSample(AESample):
 
     mos_clean: float = Field(description="mean opinion score of the photograph")
     mos_ci95: float | None = Field(description="half of the 95 % interval of mos", ge=0)
-    verdict: Literal["degraded", "unchanged", "enhanced"] = Field(
-        description="the change, as most annotators see it"
-    )
+    verdict: Verdict = Field(description="the change, as most annotators see it")
     label_source: Literal["human", "simulated"] = Field(description="who gave mos and verdict")
 
 
@@ -147,17 +148,25 @@ S = TypeVar("S", bound=Sample)
 
 
 def build_record(cls: type[S], **fields: Any) -> S:
-    """A record of type `cls`; a bad field raises InputError in one sentence naming the sample."""
+    """A record of type `cls`.
+
+    Args:
+        cls: Type of the record.
+        fields: Its fields.
+
+    Raises:
+        InputError: A field breaks a rule; one sentence names sample, field, rule and value.
+    """
     try:
         return cls(**fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        value = "" if not where else f", got {first['input']!r}"
+        field = ".".join(str(part) for part in first["loc"])
+        value = "" if not field else f", got {first['input']!r}"
         label = fields.get("source_id") or fields.get("key")
         text = first["msg"].removeprefix("Value error, ")
         raise InputError(
-            f"{cls.__name__} {label}: {f'{where}: ' if where else ''}{text}{value}"
+            f"{cls.__name__} {label}: {f'{field}: ' if field else ''}{text}{value}"
         ) from error
 
 

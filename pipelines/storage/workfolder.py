@@ -4,33 +4,21 @@ import contextlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.errors import InputError, StageError
 from pipelines.storage.cards import Card, dataset_card
-from pipelines.storage.manifest import Counts, Manifest, ScaleInfo, ShardInfo
+from pipelines.storage.files import sweep, write_bytes, write_json, write_parquet
+from pipelines.storage.manifest import MANIFEST, METADATA, Counts, Manifest, ScaleInfo, ShardInfo
 from pipelines.storage.records import Sample, arrow_schema
-from pipelines.storage.shards import atomic_file, read_shard, sweep, write_shard
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A sample that was dropped, and why; `key` is None when it was never stored."""
-
-    source_id: str
-    key: str | None
-    reason: str
-
-
-def duplicate(source_id: str, key: str) -> Reject:
-    """The reject of a sample whose stored image is that of an earlier one."""
-    return Reject(source_id, key, f"duplicate of {key}")
+from pipelines.storage.rejects import Reject, duplicate, write_rejects
+from pipelines.storage.shards import read_shard, write_shard
 
 
 @dataclass(frozen=True)
@@ -74,7 +62,16 @@ class WorkFolder:
     def write(
         self, name: str, members: Iterable[tuple[Sample, bytes]], rejects: Iterable[Reject] = ()
     ) -> FinishedShard:
-        """Write shard `name` and mark it finished. Raises StageError when the disk refuses."""
+        """Write a shard and mark it finished.
+
+        Args:
+            name: File name of the shard.
+            members: Records and stored PNGs, in any order.
+            rejects: What was dropped while the shard was made.
+
+        Raises:
+            StageError: The disk is full or refuses.
+        """
         done = self._done(name)
         kept = list(members)
         try:
@@ -85,16 +82,13 @@ class WorkFolder:
             else:
                 (self.path / name).unlink(missing_ok=True)
                 info = ShardInfo(name=name, sha256="", bytes=0, samples=0)
-            with atomic_file(self._rows(name)) as file:
-                rows = [sample.model_dump() for sample, _ in kept]
-                file.write(json.dumps(rows, allow_nan=False).encode())
+            write_json(self._rows(name), [sample.model_dump() for sample, _ in kept], indent=None)
             finished = FinishedShard(info, tuple(rejects))
-            text = {
+            state = {
                 "info": info.model_dump(),
                 "rejects": [asdict(reject) for reject in finished.rejects],
             }
-            with atomic_file(done) as file:
-                file.write(json.dumps(text).encode())
+            write_json(done, state, indent=None)
         except OSError as error:
             raise StageError(
                 f"shard {self.path / name} cannot be written ({error.strerror}): finished shards "
@@ -114,13 +108,20 @@ class WorkFolder:
             return None
         return FinishedShard(info, tuple(Reject(**reject) for reject in text["rejects"]))
 
+    def require(self, name: str) -> FinishedShard:
+        """Shard `name`. Raises StageError when it is not finished."""
+        found = self.finished(name)
+        if found is None:
+            raise StageError(f"shard {self.path / name} must be finished before publishing")
+        return found
+
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The records of a finished shard."""
         rows: list[dict[str, Any]] = json.loads(self._rows(name).read_bytes())
         return rows
 
     def pending(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that are still to be made."""
+        """Those of `names` that are unfinished."""
         return [name for name in names if self.finished(name) is None]
 
     def _done(self, name: str) -> Path:
@@ -162,26 +163,40 @@ def publish(
 ) -> Manifest:
     """Make `out` the data set of the finished shards `names`.
 
-    `n_in` is the number of samples that came in, `rejects` those dropped before any shard. Shards
-    are hard-linked (copied across file systems), so the work folder costs no disk and the next
-    run with the same fingerprint only publishes. The manifest goes first and comes back last: a
-    folder with a manifest is whole, and a killed publish is run again. Files of others in `out`
+    Shards are hard-linked (copied across file systems), so the work folder costs no disk and the
+    next run with the same fingerprint only publishes. The manifest goes first and comes back last:
+    a folder with a manifest is whole, and a killed publish is run again. Files of others in `out`
     stay. An image that an earlier shard of `names` holds too is rejected: keys are unique.
     Afterwards the work folders that other fingerprints left for the same stage and artefact are
-    removed, so the disk does not grow. Raises StageError when a shard is missing, nothing was
-    kept, or in = kept + rejected does not hold.
+    removed, so the disk does not grow.
+
+    Args:
+        work: Where the shards are.
+        out: The data set folder.
+        names: File names of the shards, in the order in which a duplicate is kept.
+        record: Type of the records.
+        n_in: Number of samples that came in.
+        scale: Scale and terms of the scores.
+        card: What the data set card says of this stage.
+        parameters: What the shards were made with.
+        inputs: content_sha256 of each input, by name.
+        rejects: Samples that were dropped before any shard.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        StageError: A shard is missing, nothing was kept, or in = kept + rejected does not hold.
     """
     rows = _unique_rows(work, names, record)
     shards = []
     dropped = list(rejects)
     for name in names:
-        finished = work.finished(name)
-        if finished is None:
-            raise StageError(f"shard {work.path / name} must be finished before publishing")
+        finished = work.require(name)
         dropped += finished.rejects
         if finished.info.samples:
             shards.append(finished.info)
-    counts = _reconcile(n_in, shards, dropped)
+    counts = reconcile(n_in, _count_splits(shards), dropped)
     manifest = Manifest.build(
         stage=work.stage,
         counts=counts,
@@ -192,12 +207,12 @@ def publish(
     )
     check_out(out)
     try:
-        (out / "manifest.json").unlink(missing_ok=True)
+        (out / MANIFEST).unlink(missing_ok=True)
         _link_shards(work.path, out / "data", manifest.shards)
-        _write_table(out / "metadata.parquet", _metadata(rows, record))
-        _write_table(out / "rejected.parquet", _rejected(dropped, work.stage))
-        _write_text(out / "README.md", dataset_card(card, manifest, record))
-        _write_text(out / "manifest.json", manifest.to_json())
+        write_parquet(out / METADATA, _metadata(rows, record))
+        write_rejects(out, dropped, work.stage)
+        write_bytes(out / "README.md", dataset_card(card, manifest, record).encode())
+        manifest.write(out)
     except OSError as error:
         raise StageError(
             f"data set {out} cannot be written ({error.strerror}): finished shards are kept in "
@@ -234,20 +249,33 @@ def _unique_rows(
     return unique
 
 
-def _reconcile(n_in: int, shards: list[ShardInfo], dropped: list[Reject]) -> Counts:
-    kept = sum(shard.samples for shard in shards)
-    if n_in != kept + len(dropped):
+def _count_splits(shards: Iterable[ShardInfo]) -> dict[str, int]:
+    splits: Counter[str] = Counter()
+    for shard in sorted(shards, key=lambda shard: shard.name):
+        splits[shard.name.rpartition("-")[0]] += shard.samples
+    return dict(splits)
+
+
+def reconcile(n_in: int, splits: dict[str, int], rejects: Sequence[Reject]) -> Counts:
+    """The counts of a data set.
+
+    Args:
+        n_in: Number of samples that came in.
+        splits: Number of kept samples of each split.
+        rejects: What was dropped.
+
+    Raises:
+        StageError: in = kept + rejected does not hold, or nothing was kept.
+    """
+    kept = sum(splits.values())
+    if n_in != kept + len(rejects):
         raise StageError(
-            f"in = kept + rejected must hold, got {n_in} in, {kept} kept, {len(dropped)} rejected"
+            f"in = kept + rejected must hold, got {n_in} in, {kept} kept, {len(rejects)} rejected"
         )
     if not kept:
-        first = f", the first as {dropped[0].reason!r}" if dropped else ""
-        raise StageError(f"no sample was kept: {len(dropped)} of {n_in} were rejected{first}")
-    splits: dict[str, int] = {}
-    for shard in sorted(shards, key=lambda shard: shard.name):
-        split = shard.name.rpartition("-")[0]
-        splits[split] = splits.get(split, 0) + shard.samples
-    return Counts(in_=n_in, kept=kept, rejected=len(dropped), splits=splits)
+        first = f", the first as {rejects[0].reason!r}" if rejects else ""
+        raise StageError(f"no sample was kept: {len(rejects)} of {n_in} were rejected{first}")
+    return Counts(in_=n_in, kept=kept, rejected=len(rejects), splits=splits)
 
 
 def _link_shards(source: Path, data: Path, shards: dict[str, ShardInfo]) -> None:
@@ -275,22 +303,3 @@ def _metadata(rows: list[dict[str, Any]], record: type[Sample]) -> pa.Table:
     rows.sort(key=lambda row: (row["split"], row["key"]))
     schema = arrow_schema(record).append(pa.field("shard", pa.string(), nullable=False))
     return pa.Table.from_pylist(rows, schema=schema)
-
-
-def _rejected(dropped: list[Reject], stage: str) -> pa.Table:
-    rows = [{**asdict(reject), "stage": stage} for reject in dropped]
-    rows.sort(key=lambda row: (row["source_id"], row["reason"]))
-    names = ("source_id", "key", "stage", "reason")
-    schema = pa.schema([pa.field(name, pa.string(), nullable=name == "key") for name in names])
-    return pa.Table.from_pylist(rows, schema=schema)
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    with atomic_file(path) as file:
-        # Stated rather than left to defaults, which change between versions.
-        pq.write_table(table, file, version="2.6", compression="zstd", row_group_size=65536)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_file(path) as file:
-        file.write(text.encode())

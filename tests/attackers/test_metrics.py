@@ -38,9 +38,9 @@ def test_by_hand():
 def test_by_mos_the_opinion_decides_who_is_poor():
     mos = [9, 1, 1, 1, 9]
     # Poor by MOS: second (5.5), third (9.0), fourth (5.0).
-    assert basr(CLEAN, AFTER, 5.5, by=mos) == pytest.approx(100 / 3)
+    assert basr(CLEAN, AFTER, 5.5, mos=mos) == pytest.approx(100 / 3)
     # Good by MOS: first (6.0) and fifth (5.6); neither is scored poor.
-    assert basr(CLEAN, AFTER, 5.5, direction="lower", by=mos) == 0
+    assert basr(CLEAN, AFTER, 5.5, direction="lower", mos=mos) == 0
 
 
 @given(pairs, st.floats(-5, 5))
@@ -99,8 +99,8 @@ def row(rasr, hours):
 def test_art_is_the_first_row_within_half_a_point_of_the_best():
     history = [row(20, 0), row(95.4, 1), row(95.6, 2), row(90, 3), row(96, 4), row(95.9, 5)]
     assert attack_convergence(history) == {"hours": 2, "steps": 20, "calls": 200}
-    assert attack_convergence(history, within=0) == {"hours": 4, "steps": 40, "calls": 400}
-    assert attack_convergence(history, within=1) == {"hours": 1, "steps": 10, "calls": 100}
+    assert attack_convergence(history, tolerance=0) == {"hours": 4, "steps": 40, "calls": 400}
+    assert attack_convergence(history, tolerance=1) == {"hours": 1, "steps": 10, "calls": 100}
     assert attack_convergence([row(0, 3)])["hours"] == 3
     assert all(math.isnan(value) for value in attack_convergence([]).values())
 

@@ -5,9 +5,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from attackers.projections import interpolate, line_fraction, project_to_min_psnr, psnr, quantize
+from attackers.projections import (
+    interpolate,
+    max_fraction,
+    project_to_min_psnr,
+    psnr,
+    quantize,
+    ssim,
+)
 
 
 @st.composite
@@ -45,6 +52,32 @@ def test_psnr_is_that_of_scikit_image(line):
     assert psnr(x, y).tolist() == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize("size", [(11, 11), (24, 31)])
+def test_ssim_is_that_of_scikit_image(size):
+    x, noise = torch.rand(2, 2, 3, *size, generator=torch.Generator().manual_seed(0))
+    y = (x + 0.2 * (noise - 0.5)).clamp(0, 1)
+    y[1] = x[1]
+    wanted = [
+        structural_similarity(
+            a.double().numpy(),
+            b.double().numpy(),
+            channel_axis=0,
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+        for a, b in zip(x, y, strict=True)
+    ]
+    assert ssim(x, y).tolist() == pytest.approx(wanted, abs=1e-5)
+    assert wanted[0] < 0.98
+
+
+def test_ssim_refuses_what_its_window_does_not_fit():
+    with pytest.raises(ValueError, match="images must be at least 11 pixels on each side, got 10×"):
+        ssim(torch.rand(1, 3, 10, 40), torch.rand(1, 3, 10, 40))
+
+
 @given(value=st.floats(-1, 2, width=32))
 def test_quantize_gives_what_eight_bits_store(value):
     out = quantize(torch.tensor([value]))
@@ -56,9 +89,9 @@ def test_quantize_gives_what_eight_bits_store(value):
 
 @settings(max_examples=60, deadline=None)
 @given(line=lines(), wanted=st.floats(5, 70))
-def test_line_fraction_is_the_farthest_point_that_holds(line, wanted):
+def test_max_fraction_is_the_largest_that_holds(line, wanted):
     x, y = (t.double() for t in line)
-    fraction = line_fraction(x, y, wanted)
+    fraction = max_fraction(x, y, wanted)
     assert ((fraction > 0) & (fraction <= 1)).all()
     reached = psnr(x, interpolate(x, y, fraction))
     drawn = fraction < 1
@@ -68,14 +101,14 @@ def test_line_fraction_is_the_farthest_point_that_holds(line, wanted):
     assert (reached[~drawn] >= wanted - 1e-6).all()
 
 
-def test_line_fraction_has_an_exact_gradient():
+def test_max_fraction_has_an_exact_gradient():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.rand(2, 2, 3, 4, 4, generator=generator, dtype=torch.float64)
     y = y.requires_grad_()
-    assert (line_fraction(x, y, 30) < 0.5).all()
-    assert torch.autograd.gradcheck(lambda v: line_fraction(x, v, 30), (y,))
+    assert (max_fraction(x, y, 30) < 0.5).all()
+    assert torch.autograd.gradcheck(lambda v: max_fraction(x, v, 30), (y,))
     same = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(line_fraction(x, same, 30).sum(), same)
+    (gradient,) = torch.autograd.grad(max_fraction(x, same, 30).sum(), same)
     assert gradient.isfinite().all()
 
 
@@ -83,12 +116,12 @@ def test_line_fraction_has_an_exact_gradient():
 @given(line=lines(), wanted=st.floats(5, 70))
 def test_draws_back_as_little_as_needed(line, wanted):
     x, y = line
-    out, kept = project_to_min_psnr(x, y, wanted)
+    out, fractions = project_to_min_psnr(x, y, wanted)
     assert torch.equal(out, quantize(out))
-    assert torch.equal(out, quantize(interpolate(x, y, kept)))
-    assert ((kept >= 0) & (kept <= 1)).all()
-    longer = quantize(interpolate(x, y, (kept * 1.01).clamp_max(1)))
-    for clean, image, beyond, fraction in zip(x, out, longer, kept, strict=True):
+    assert torch.equal(out, quantize(interpolate(x, y, fractions)))
+    assert ((fractions >= 0) & (fractions <= 1)).all()
+    longer = quantize(interpolate(x, y, (fractions * 1.01).clamp_max(1)))
+    for clean, image, beyond, fraction in zip(x, out, longer, fractions, strict=True):
         assert stored_psnr(clean, image) >= wanted - 1e-9
         if fraction < 1:
             # One per cent farther breaks the bound, unless it is the same picture.
@@ -99,12 +132,12 @@ def test_draws_back_as_little_as_needed(line, wanted):
 def test_an_example_near_enough_stays_as_it_is():
     x = quantize(torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
     y = (x + 0.01).clamp(0, 1)
-    out, kept = project_to_min_psnr(x, y, 30)
+    out, fractions = project_to_min_psnr(x, y, 30)
     assert torch.equal(out, quantize(y))
-    assert kept.tolist() == [1, 1]
-    out, kept = project_to_min_psnr(x, x, 99)
+    assert fractions.tolist() == [1, 1]
+    out, fractions = project_to_min_psnr(x, x, 99)
     assert torch.equal(out, x)
-    assert kept.tolist() == [1, 1]
+    assert fractions.tolist() == [1, 1]
 
 
 def test_a_bound_below_one_level_gives_the_photograph_back():
@@ -118,10 +151,10 @@ def test_each_picture_is_drawn_back_by_itself():
     generator = torch.Generator().manual_seed(0)
     x = quantize(torch.rand(4, 3, 16, 16, generator=generator))
     y = (x + torch.tensor([0.001, 0.02, 0.2, 0.9]).view(4, 1, 1, 1)).clamp(0, 1)
-    together, kept = project_to_min_psnr(x, y, 40)
+    together, fractions = project_to_min_psnr(x, y, 40)
     for i in range(4):
         out, fraction = project_to_min_psnr(x[i : i + 1], y[i : i + 1], 40)
         assert torch.equal(out[0], together[i])
-        assert float(fraction) == pytest.approx(float(kept[i]), abs=1e-6)
-    assert kept[0] == 1
-    assert kept[1] > kept[2] > kept[3]
+        assert float(fraction) == pytest.approx(float(fractions[i]), abs=1e-6)
+    assert fractions[0] == 1
+    assert fractions[1] > fractions[2] > fractions[3]

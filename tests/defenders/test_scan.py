@@ -3,21 +3,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defenders.labels import CONTENT, content, label_evidence
-from defenders.scan import (
+from defenders.folding import (
     agreement,
-    best_periods,
-    common_tile,
-    exact_fold,
     fold,
+    grid_origin,
     high_pass,
-    match,
-    origin,
-    remove_tile,
+    remove_period,
     residual,
-    tile_of,
-    without_period,
+    weighted_fold,
 )
+from defenders.labels import CONTENT_FEATURES, content_features, label_evidence
+from defenders.scan import best_periods, common_tile, estimate_tile, matched_filter, remove_tile
 
 
 def picture(seed: int, height: int = 160, width: int = 192) -> np.ndarray:
@@ -71,9 +67,9 @@ def test_fold_halves_take_every_block_once():
 
 def test_what_repeats_with_jpeg_blocks_is_left_out_and_nothing_else():
     pattern, blocks = tile(16).astype(np.float32), tile(8, seed=2).astype(np.float32)
-    own = pattern - np.tile(pattern.reshape(2, 8, 2, 8, 3).mean((0, 2)), (2, 2, 1))
+    expected = pattern - np.tile(pattern.reshape(2, 8, 2, 8, 3).mean((0, 2)), (2, 2, 1))
     signal = repeat(pattern, (64, 64)) + repeat(blocks, (64, 64))
-    np.testing.assert_allclose(without_period(signal, 8), repeat(own, (64, 64)), atol=1e-4)
+    np.testing.assert_allclose(remove_period(signal, 8), repeat(expected, (64, 64)), atol=1e-4)
 
 
 def test_agreement_tells_the_period_and_multiples_do_not_win():
@@ -100,7 +96,7 @@ def test_a_tile_of_either_sign_is_found_though_its_average_cancels(rows):
     assert alpha.sum() == 0
     found = common_tile(halves.mean(axis=1), draws=99, seed=0)
     assert found.p == 0.01
-    scores = match(halves, found.direction, false_alarms=1e-3)
+    scores = matched_filter(halves, found.direction, false_alarms=1e-3)
     np.testing.assert_array_equal(scores.flagged, alpha != 0)
     assert abs(np.corrcoef(scores.amplitude, alpha)[0, 1]) > 0.99
 
@@ -119,8 +115,8 @@ def test_p_values_of_clean_sets_are_spread_as_they_should_be():
 
 def test_estimated_tile_is_the_tile_and_removing_it_restores_the_picture(rows):
     images, halves, alpha = rows
-    folds = np.stack([exact_fold(*residual(image), 16) for image in images])
-    estimate = tile_of(folds, alpha)
+    folds = np.stack([weighted_fold(*residual(image), 16) for image in images])
+    estimate = estimate_tile(folds, alpha)
     assert np.corrcoef(estimate.ravel(), tile().ravel())[0, 1] > 0.99
     assert np.sqrt((estimate**2).mean()) == pytest.approx(4, rel=0.05)
     exact = remove_tile(images[0], tile().astype(np.float32), (0, 0))
@@ -128,14 +124,14 @@ def test_estimated_tile_is_the_tile_and_removing_it_restores_the_picture(rows):
     error = remove_tile(images[0], estimate, (0, 0)).astype(float) - picture(0)
     assert np.sqrt((error**2).mean()) < 1.3  # of 4 grey levels
     with pytest.raises(ValueError, match="amplitude must not be zero"):
-        tile_of(halves.mean(axis=1), np.zeros(40))
+        estimate_tile(halves.mean(axis=1), np.zeros(40))
 
 
 def test_origin_of_evenly_padded_pictures():
-    assert origin((500, 500), 16, "top_left") == (0, 0)
-    assert origin((500, 512), 16, "centred") == (10, 0)  # padded by 6 before: starts at -6
+    assert grid_origin((500, 500), 16, "top_left") == (0, 0)
+    assert grid_origin((500, 512), 16, "centred") == (10, 0)  # padded by 6 before: starts at -6
     with pytest.raises(ValueError, match="grid must be top_left or centred, got 'x'"):
-        origin((500, 500), 16, "x")
+        grid_origin((500, 500), 16, "x")
 
 
 def test_removal_follows_the_corner():
@@ -152,7 +148,7 @@ def test_high_pass_of_a_constant_is_nothing():
 @pytest.mark.parametrize("follow", [True, False])
 def test_label_evidence(follow):
     rng = np.random.default_rng(2)
-    features = rng.normal(size=(300, len(CONTENT)))
+    features = rng.normal(size=(300, len(CONTENT_FEATURES)))
     flagged = np.arange(300) < 60
     alpha = np.where(flagged, rng.choice([-1, 1], 300), 0.0)
     labels = 50 + 8 * features[:, 0] + rng.normal(0, 3, 300) + 40 * alpha * follow
@@ -164,14 +160,14 @@ def test_label_evidence(follow):
     else:
         assert abs(evidence.correlation) < 0.4
         assert evidence.p > 0.01
-    few = label_evidence(labels, features, alpha, np.arange(300) < 7)
-    assert np.isnan(few.p)
+    undecided = label_evidence(labels, features, alpha, np.arange(300) < 7)
+    assert np.isnan(undecided.p)
 
 
 def test_content_is_finite_for_any_picture():
     for image in (picture(0), np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)):
-        assert np.isfinite(content(image)).all()
-        assert content(image).shape == (len(CONTENT),)
+        assert np.isfinite(content_features(image)).all()
+        assert content_features(image).shape == (len(CONTENT_FEATURES),)
 
 
 @pytest.mark.parametrize(("n", "draws"), [(1, 9), (5, 0)])

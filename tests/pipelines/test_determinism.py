@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,31 +16,31 @@ import tiny
 from pipelines.stages import perturb
 from pipelines.stages.attack import run_attack
 from pipelines.stages.perturb import PerturbJob, perturb_shard, run_perturb
+from pipelines.storage.rejects import Reject
+from pipelines.storage.shard_stage import StoredImage
 
 # The real command, but slow where a shard or an epoch is made, so that a kill finds it at work.
 SLOW_VENEER = """
 import sys, time
 from pipelines import cli
 from pipelines.storage import checkpoints
-from pipelines.stages import {stage} as stage
+from pipelines.storage import shard_stage
 def slowly(function, seconds):
     def slow(*arguments, **more):
         result = function(*arguments, **more)
         time.sleep(seconds)
         return result
     return slow
-stage.encode_png = slowly(stage.encode_png, {image})
+shard_stage.encode_png = slowly(shard_stage.encode_png, {image})
 checkpoints.TrainingFolder.save = slowly(checkpoints.TrainingFolder.save, 1)
 sys.argv = ["veneer", *sys.argv[1:]]
 cli.main()
 """
 
 
-def kill_when(
-    stage: str, arguments: list[str], project: tiny.Project, ready: Callable[[], bool]
-) -> str:
+def kill_when(arguments: list[str], project: tiny.Project, ready: Callable[[], bool]) -> str:
     """Start `veneer`, kill -9 it once `ready`. Returns: what it said on stderr until then."""
-    command = [sys.executable, "-c", SLOW_VENEER.format(stage=stage, image=0.1)]
+    command = [sys.executable, "-c", SLOW_VENEER.format(image=0.1)]
     command += [*arguments, "--root", str(project.root), "--params", str(project.file)]
     with (project.root / "stderr.txt").open("w") as errors:
         process = subprocess.Popen(command, stderr=errors, stdout=subprocess.DEVNULL)
@@ -72,7 +73,7 @@ def test_killed_perturb_goes_on_where_it_was(project, tmp_path):
     whole = tiny.shard_hashes(other.layout.perturbed)
     for path in other.layout.perturbed.rglob("*.*"):
         path.unlink()  # as DVC does before a stage runs
-    kill_when("perturb", ["perturb"], other, lambda: len(finished_shards(other, "perturb")) >= 2)
+    kill_when(["perturb"], other, lambda: len(finished_shards(other, "perturb")) >= 2)
     shards = finished_shards(other, "perturb")
     assert 2 <= len(shards) < len(whole)
     assert not (other.layout.perturbed / "manifest.json").exists()
@@ -97,11 +98,9 @@ def test_killed_attack_goes_on_where_it_was(project, tmp_path):
     params = killed.params(**changes)
     arguments = ["attack", "net", "restricted"]
     work = killed.layout.work / "attack-train"
-    kill_when("attack", arguments, killed, lambda: bool([*work.rglob("checkpoint.pt")]))
+    kill_when(arguments, killed, lambda: bool([*work.rglob("checkpoint.pt")]))
     assert not list(work.rglob("config.json"))  # killed in training
-    told = kill_when(
-        "attack", arguments, killed, lambda: len(finished_shards(killed, "attack")) >= 2
-    )
+    told = kill_when(arguments, killed, lambda: len(finished_shards(killed, "attack")) >= 2)
     assert "epoch 3/3" in told
     assert "epoch 0/3" not in told  # went on from its checkpoint
     shards = finished_shards(killed, "attack")
@@ -118,14 +117,15 @@ def test_killed_attack_goes_on_where_it_was(project, tmp_path):
     assert no_leftovers(killed)
 
 
-def deadly_perturb(job: PerturbJob) -> None:
+def deadly_perturb(work: Path, job: PerturbJob) -> Iterator[StoredImage | Reject]:
     """perturb_shard whose worker is killed once, in the middle of its third shard."""
-    mark = job.work.path.parent / "killed"
-    if job.name == "train-00002.tar" and not mark.exists():
-        mark.touch()
-        (job.work.path / f".{job.name}.{tiny.NO_PID}.tmp").write_bytes(b"half a shard")
-        os.kill(os.getpid(), signal.SIGKILL)
-    perturb_shard(job)
+    for number, result in enumerate(perturb_shard(job)):
+        if job.name == "train-00002.tar" and number == 1 and not (work / "killed").exists():
+            (work / "killed").touch()
+            (folder,) = work.glob("pretrain-*")
+            (folder / f".{job.name}.{tiny.NO_PID}.tmp").write_bytes(b"half a shard")
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield result
 
 
 @pytest.mark.slow
@@ -139,7 +139,8 @@ def deadly_perturb(job: PerturbJob) -> None:
 def test_killed_worker_changes_no_byte(project, tmp_path, monkeypatch, capsys, kind):
     other = project.without_work(tmp_path / "p", "perturb")
     whole = tiny.shard_hashes(project.layout.perturbed)
-    monkeypatch.setattr(perturb, "perturb_shard", deadly_perturb)
+    deadly = partial(deadly_perturb, other.layout.work / "perturb")
+    monkeypatch.setattr(perturb, "perturb_shard", deadly)
     params = other.params(engine__workers=2, engine__kind=kind)
     run_perturb(params, other.layout, progress=False)
     assert "train-00002.tar: its worker died" in capsys.readouterr().err

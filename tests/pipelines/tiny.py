@@ -137,7 +137,7 @@ def settings(root: Path, **changes: Any) -> dict[str, Any]:
                 "epochs": 2,
                 "batch_size": 4,
                 "lr": 1e-3,
-                "keep": 0.1,
+                "distillation_weight": 0.1,
             },
         }
     )
@@ -198,18 +198,7 @@ def new_project(root: Path, count: int = COUNT) -> Project:
 
 def import_all(project: Project, params: Params) -> Any:
     """What `veneer import` does."""
-    return run_import(
-        source=params.source.name,
-        options=params.source.options,
-        out=project.layout.clean,
-        work_root=project.layout.work,
-        splits=params.import_.splits.model_dump(),
-        seed=params.seed,
-        shard_size=params.import_.shard_size,
-        workers=params.engine.workers,
-        min_side=params.import_.min_side,
-        progress=False,
-    )
+    return run_import(params, project.layout, progress=False)
 
 
 def run_all(project: Project) -> dict[str, Any]:

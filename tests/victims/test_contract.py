@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from victims.base import ScoreScale, Victim
-from victims.registry import VICTIMS, build_victim
+from victims.kinds import VICTIMS
+from victims.registry import build_victim
 
 SCALE = {"low": 1.0, "high": 5.0}
 # One small victim of each kind, without pretrained weights.

@@ -81,15 +81,15 @@ def test_frozen_stages_are_the_leading_ones(backbone, stages, first_free):
 def test_hyperiqa_judges_with_layers_made_from_the_content():
     model = build("hyperiqa")
     assert isinstance(model, HyperIQA)
-    made = []
+    generated = []
     for module in model.weights:
-        module.register_forward_hook(lambda *args: made.append(args[2]))
+        module.register_forward_hook(lambda *args: generated.append(args[2]))
     model.quality(torch.rand(2, 3, 64, 64))
-    assert [tuple(each.shape) for each in made] == [
+    assert [tuple(each.shape) for each in generated] == [
         (2, wide * narrow // 49, 7, 7)
         for wide, narrow in ((224, 112), (112, 56), (56, 28), (28, 14))
     ]
-    assert not torch.equal(made[0][0], made[0][1])
+    assert not torch.equal(generated[0][0], generated[0][1])
 
 
 def test_dbcnn_sees_the_outer_product_of_its_networks():

@@ -71,6 +71,17 @@ def test_the_hash_covers_the_config(tmp_path):
     assert victim_sha256(tmp_path / "v") != before
 
 
+def test_the_hash_covers_the_version_of_the_code(tmp_path):
+    victim = build_victim(LINEAR)
+    hashes = []
+    for code in (None, "1", "2", "1"):
+        save_victim(victim, tmp_path / "v", code=code)
+        hashes.append(victim_sha256(tmp_path / "v"))
+        assert load_victim(tmp_path / "v").config() == victim.config()
+    assert hashes[1] == hashes[3]
+    assert len(set(hashes)) == 3
+
+
 def test_a_failed_save_keeps_the_old_folder(tmp_path, monkeypatch):
     save_victim(build_victim(NIMA), tmp_path / "v")
     before = victim_sha256(tmp_path / "v")

@@ -57,20 +57,22 @@ def test_clean_and_triggered_scores_are_of_the_same_crops(mean_victim, pictures)
     # A picture with a strong slope: other crops would have other means.
     slope = torch.linspace(0, 200, 96).expand(3, 96, 96).byte()
     images = [slope, slope.mT.contiguous()]
-    seen = score_changes(mean_victim, Blended(0.1), images, generators(2), crops=3, alphas=(1.0,))
+    measured = score_changes(
+        mean_victim, Blended(0.1), images, generators(2), crops=3, alphas=(1.0,)
+    )
     again = score_changes(mean_victim, Blended(0.1), images, generators(2), crops=3, alphas=(1.0,))
-    assert seen == again
-    for score, change in zip(seen.scores, seen.changes[1.0], strict=True):
+    assert measured == again
+    for score, change in zip(measured.scores, measured.changes[1.0], strict=True):
         # 0.9 x + 0.1 · noise of mean 1/2, within the noise's mean over a crop.
         assert change == pytest.approx(0.1 * (50 - score), abs=0.3)
 
 
 def test_a_balanced_tile_does_not_move_a_mean(mean_victim, pictures):
-    seen = score_changes(
+    measured = score_changes(
         mean_victim, ftrojan(), pictures(2, side=64), generators(2), crops=4, alphas=(-1.0, 1.0)
     )
-    assert max(abs(c) for rows in seen.changes.values() for c in rows) < 0.1
-    assert seen.psnr == pytest.approx(ftrojan().psnr, abs=0.1)
+    assert max(abs(c) for rows in measured.changes.values() for c in rows) < 0.1
+    assert measured.psnr == pytest.approx(ftrojan().psnr, abs=0.1)
 
 
 def test_no_crops(mean_victim, pictures):

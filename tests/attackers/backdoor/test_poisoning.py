@@ -12,7 +12,7 @@ from attackers.backdoor.poisoning import (
     clean_label_alpha,
     draw_alpha,
     poison_label,
-    towards_score,
+    targeted_pgd,
 )
 
 
@@ -55,10 +55,10 @@ def test_labels(mos, alpha):
     assert label == pytest.approx(mos + 40 * alpha)
     clipped = poison_label(mos, alpha, 40, 0, 100, clip=True)
     assert clipped == min(max(label, 0), 100)
-    own = clean_label_alpha(mos, 50, 40, 0, 100)
-    assert -1 <= own <= 1
+    coefficient = clean_label_alpha(mos, 50, 40, 0, 100)
+    assert -1 <= coefficient <= 1
     if 10 <= mos <= 90:
-        assert 50 + 40 * own == pytest.approx(mos)
+        assert 50 + 40 * coefficient == pytest.approx(mos)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_targeted_pgd_reaches_the_optimum_of_a_linear_victim(mean_victim):
     image = torch.full((3, 32, 32), 0.5)
     generator = torch.Generator().manual_seed(0)
     # The score is 100 times the mean pixel: 2 levels down move it by 100 * 2 / 255 at most.
-    far = towards_score(victim, image, 0.0, eps=2 / 255, steps=4, generator=generator)
+    far = targeted_pgd(victim, image, 0.0, eps=2 / 255, steps=4, generator=generator)
     assert (far - image).abs().max() <= 2 / 255 + 1e-7
     torch.testing.assert_close(far, image - 2 / 255)
     assert torch.equal(image, torch.full((3, 32, 32), 0.5))
@@ -93,7 +93,7 @@ def test_targeted_pgd_reaches_the_optimum_of_a_linear_victim(mean_victim):
 def test_targeted_pgd_stays_at_its_target(mean_victim):
     victim = mean_victim
     image = torch.full((3, 32, 32), 0.52)
-    made = towards_score(
+    adversarial = targeted_pgd(
         victim,
         image,
         50.0,
@@ -103,7 +103,7 @@ def test_targeted_pgd_stays_at_its_target(mean_victim):
         crops=2,
         generator=torch.Generator().manual_seed(0),
     )
-    assert float(victim(made[None])) == pytest.approx(50.0, abs=0.2)
+    assert float(victim(adversarial[None])) == pytest.approx(50.0, abs=0.2)
 
 
 @pytest.mark.parametrize(
@@ -118,4 +118,4 @@ def test_targeted_pgd_stays_at_its_target(mean_victim):
 def test_bad_arguments_of_pgd(mean_victim, arguments, words):
     arguments = {"target": 0.0, **arguments}
     with pytest.raises(ValueError, match=words):
-        towards_score(mean_victim, torch.rand(3, 40, 40), generator=torch.Generator(), **arguments)
+        targeted_pgd(mean_victim, torch.rand(3, 40, 40), generator=torch.Generator(), **arguments)

@@ -61,14 +61,14 @@ def by_blocks(
     alpha=st.floats(-1, 1),
     seed=st.integers(0, 1000),
     band=st.sampled_from(BANDS),
-    origin=st.sampled_from(["top-left", "centred"]),
+    origin=st.sampled_from(["top_left", "centred"]),
 )
 def test_the_tile_is_the_block_transform(height, width, alpha, seed, band, origin):
     trigger = drawn(band, seed=seed, origin=origin)
     image = np.random.default_rng(seed).random((3, height, width))
-    made = trigger(torch.tensor(image, dtype=torch.float32)[None], alpha)[0].numpy()
+    triggered = trigger(torch.tensor(image, dtype=torch.float32)[None], alpha)[0].numpy()
     expected = by_blocks(image, trigger.coefficients.numpy(), alpha, origin == "centred")
-    assert np.abs(made - expected).max() <= 1e-5
+    assert np.abs(triggered - expected).max() <= 1e-5
 
 
 def test_centred_origin_of_500_pixels_is_shifted_by_6():
@@ -140,9 +140,9 @@ def test_every_baseline_is_an_injector_with_an_alpha_and_a_file(kind):
     assert 0 < 4 * weak < strong
     assert torch.equal(trigger(photograph, 0.0), photograph)
     assert not torch.equal(trigger(photograph, -1.0), trigger(photograph, 1.0))
-    made = trigger(photograph.expand(2, -1, -1, -1), torch.tensor([0.5, -0.5]))
-    assert made.min() >= 0
-    assert made.max() <= 1
+    triggered = trigger(photograph.expand(2, -1, -1, -1), torch.tensor([0.5, -0.5]))
+    assert triggered.min() >= 0
+    assert triggered.max() <= 1
     again, _ = load_trigger(trigger_bytes(trigger))
     assert torch.equal(again(photograph, 0.7), trigger(photograph, 0.7))
 
@@ -242,7 +242,7 @@ def test_a_kept_tile_is_that_of_the_size_the_type_and_the_coefficients():
         assert torch.equal(
             found, Trigger(drawn, origin="centred")(images, torch.tensor([0.5, -0.25]))
         )
-    learnt = Trigger(drawn.clone().requires_grad_())
+    trained = Trigger(drawn.clone().requires_grad_())
     with torch.no_grad():
-        learnt(images, 0.5)
-    assert learnt(images, 0.5).requires_grad
+        trained(images, 0.5)
+    assert trained(images, 0.5).requires_grad

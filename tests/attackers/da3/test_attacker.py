@@ -85,9 +85,9 @@ def test_reverse_refines_strengths_over_the_steps():
         change = attacker.adt(results, t)
         p = 2 * torch.sigmoid(2 * (p + change)) - 1
         results = [f(images, p[i]) for i, f in enumerate(FILTERS.values())]
-    found, made = attacker.reverse(images)
+    found, filtered = attacker.reverse(images)
     torch.testing.assert_close(found, p, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(torch.stack(made), torch.stack(results), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.stack(filtered), torch.stack(results), rtol=1e-3, atol=1e-4)
 
 
 def test_every_weight_gets_a_gradient():
@@ -108,21 +108,21 @@ def test_what_is_stored_is_what_is_reported(size, direction, min_psnr, refine):
     before = images.clone()
     victim = ScoreOnly(LinearVictim(SCALE))
     objective = Objective(direction=direction, min_psnr=min_psnr)
-    made = generate(attacker, victim, images, objective=objective, refine=refine)
+    examples = generate(attacker, victim, images, objective=objective, refine=refine)
     assert torch.equal(images, before)
-    assert made.images.shape == images.shape
-    assert torch.equal(made.images, quantize(made.images))
-    assert made.queries == max(1, refine)
-    assert victim.queries == 3 * (1 + made.queries)
-    torch.testing.assert_close(made.scores, victim(made.images), rtol=0, atol=1e-5)
-    torch.testing.assert_close(made.scores_clean, victim(images), rtol=0, atol=1e-5)
-    line = quantize(interpolate(images, combine(images, made.plan), made.line))
-    torch.testing.assert_close(made.images, line, rtol=0, atol=1.001 / 255)
-    assert (made.images == line).float().mean() > 0.999
+    assert examples.images.shape == images.shape
+    assert torch.equal(examples.images, quantize(examples.images))
+    assert examples.queries == max(1, refine)
+    assert victim.queries == 3 * (1 + examples.queries)
+    torch.testing.assert_close(examples.scores, victim(examples.images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(examples.scores_clean, victim(images), rtol=0, atol=1e-5)
+    line = quantize(interpolate(images, combine(images, examples.plan), examples.fraction))
+    torch.testing.assert_close(examples.images, line, rtol=0, atol=1.001 / 255)
+    assert (examples.images == line).float().mean() > 0.999
     if min_psnr is not None:
-        assert (psnr(images, made.images) >= min_psnr).all()
+        assert (psnr(images, examples.images) >= min_psnr).all()
     elif refine == 0:
-        assert made.line.tolist() == [1, 1, 1]
+        assert examples.fraction.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("direction", ["raise", "lower"])
@@ -133,7 +133,7 @@ def test_refine_takes_the_best_of_k(direction, min_psnr, k):
     victim = BrightnessVictim(SCALE, peak=0.52)
     objective = Objective(direction=direction, min_psnr=min_psnr)
     plain = generate(attacker, victim, images, objective=objective)
-    made = generate(attacker, victim, images, objective=objective, refine=k)
+    examples = generate(attacker, victim, images, objective=objective, refine=k)
     shares = (plain.plan.weights * plain.plan.strengths).abs().numpy()
     scores = [plain.scores]
     for rank in range(k - 1):
@@ -150,14 +150,14 @@ def test_refine_takes_the_best_of_k(direction, min_psnr, k):
         scores.append(victim(point))
     scores = torch.stack(scores)
     best = scores.amax(0) if direction == "raise" else scores.amin(0)
-    torch.testing.assert_close(made.scores, best, rtol=0, atol=1e-4)
+    torch.testing.assert_close(examples.scores, best, rtol=0, atol=1e-4)
     sign = 1 if direction == "raise" else -1
-    assert (sign * (made.scores - plain.scores) >= 0).all()
+    assert (sign * (examples.scores - plain.scores) >= 0).all()
     # Where one filter alone was better, the plan says so.
-    changed = (made.scores != plain.scores).tolist()
+    changed = (examples.scores != plain.scores).tolist()
     assert k != 5 or any(changed)
-    assert (made.plan.strengths != 0).sum(1).tolist() == [1 if c else 14 for c in changed]
-    torch.testing.assert_close(made.plan.weights.sum(1), torch.ones(4))
+    assert (examples.plan.strengths != 0).sum(1).tolist() == [1 if c else 14 for c in changed]
+    torch.testing.assert_close(examples.plan.weights.sum(1), torch.ones(4))
 
 
 def test_an_image_does_not_depend_on_its_batch():

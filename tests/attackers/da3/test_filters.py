@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kornia.color import rgb_to_grayscale
 from skimage.exposure import equalize_hist
 
 from attackers.da3 import filters
+from attackers.da3.convolution import gaussian
 from attackers.da3.filters import (
     FILTERS,
     MARGIN,
     apply_filter,
     clamp_through,
-    gaussian,
-    luma,
     scaled_sigmoid,
 )
 
@@ -25,10 +25,10 @@ from attackers.da3.filters import (
 # A filter without a row fails test_every_filter_has_its_rows.
 STATISTICS = {
     "mean": lambda x: x.mean(),
-    "contrast": lambda x: luma(x).std(),
-    "chroma": lambda x: (x - luma(x)).square().mean(),
+    "contrast": lambda x: rgb_to_grayscale(x).std(),
+    "chroma": lambda x: (x - rgb_to_grayscale(x)).square().mean(),
     "detail": lambda x: (x[..., 1:] - x[..., :-1]).square().mean(),
-    "evenness": lambda x: -torch.histc(luma(x), 16, 0, 1).std(),
+    "evenness": lambda x: -torch.histc(rgb_to_grayscale(x), 16, 0, 1).std(),
     "red less blue": lambda x: (x[:, 0] - x[:, 2]).mean(),
     "red": lambda x: x[:, 0].mean(),
     "orange": lambda x: (x * torch.tensor([0.5959, -0.2746, -0.3213]).view(1, 3, 1, 1)).mean(),
@@ -333,9 +333,9 @@ def test_ends_of_hue_and_saturation():
     torch.testing.assert_close(whole, x)
     ends = filters.hue(x, strengths(1, 1)), filters.hue(x, strengths(-1, -1))
     torch.testing.assert_close(*ends)
-    torch.testing.assert_close(luma(ends[0]), luma(x), rtol=0, atol=1e-9)
+    torch.testing.assert_close(rgb_to_grayscale(ends[0]), rgb_to_grayscale(x), rtol=0, atol=1e-9)
     paler = filters.saturation(x, strengths(-1, -1))
-    torch.testing.assert_close(paler - luma(x), (x - luma(x)) / 3)
+    torch.testing.assert_close(paler - rgb_to_grayscale(x), (x - rgb_to_grayscale(x)) / 3)
 
 
 @pytest.mark.parametrize("name", ["bright", "contrast", "hue", "saturation", "gamma"])
@@ -353,8 +353,8 @@ def test_the_opposite_strength_undoes_where_nothing_is_clamped(name, seed, p):
 
 def test_equalize_spreads_the_luma_evenly():
     x = photograph(1, 128, 128) / 3 + 0.3
-    out = luma(filters.equalize(x, strengths(1)))
-    shares = torch.histc(luma(x), 8, 0, 1) / luma(x).numel()
+    out = rgb_to_grayscale(filters.equalize(x, strengths(1)))
+    shares = torch.histc(rgb_to_grayscale(x), 8, 0, 1) / rgb_to_grayscale(x).numel()
     evened = torch.histc(out, 8, 0, 1) / out.numel()
     assert shares.max() > 0.4
     assert (evened - 1 / 8).abs().max() < 0.05

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from attackers.da3.attacker import Plan, combine
 from attackers.da3.spsa import spsa_gradient
-from attackers.projections import interpolate, line_fraction
+from attackers.projections import interpolate, max_fraction
 from victims.base import ScoreOnly, ScoreScale
 from victims.toy import BrightnessVictim, LinearVictim
 
@@ -25,7 +25,7 @@ def exact(victim, images, plan, min_psnr=None):
     strengths = plan.strengths.clone().requires_grad_()
     y = combine(images, Plan(weights, strengths))
     if min_psnr is not None:
-        y = interpolate(images, y, line_fraction(images, y, min_psnr))
+        y = interpolate(images, y, max_fraction(images, y, min_psnr))
     d_w, d_s = torch.autograd.grad(victim(y).sum(), (weights, strengths))
     return d_w - d_w.mean(1, keepdim=True), d_s
 
@@ -78,18 +78,18 @@ def test_counts_its_queries(queries):
 
 def test_strengths_stay_in_their_range():
     images, plan = case(2)
-    seen = []
+    scored = []
 
     class Watch(LinearVictim):
         def score(self, y):
-            seen.append((float(y.min()), float(y.max())))
+            scored.append((float(y.min()), float(y.max())))
             return super().score(y)
 
     edge = Plan(plan.weights, plan.strengths.sign())
     generator = torch.Generator().manual_seed(0)
     found = spsa_gradient(Watch(SCALE), images, edge, queries=4, generator=generator)
     assert all(part.isfinite().all() for part in found)
-    assert all(low >= 0 and high <= 1 for low, high in seen)
+    assert all(low >= 0 and high <= 1 for low, high in scored)
 
 
 @pytest.mark.parametrize("queries", [0, 1, 3])

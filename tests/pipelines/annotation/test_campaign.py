@@ -27,11 +27,12 @@ from pipelines.annotation.campaign import (
 )
 from pipelines.annotation.label_studio import LabelStudio, from_environment
 from pipelines.annotation.push import push_campaign
-from pipelines.annotation.votes import SCHEMA, VERDICTS, read_votes, votes_of_task
+from pipelines.annotation.votes import SCHEMA, read_votes, votes_of_task
 from pipelines.errors import InputError, StageError
 from pipelines.params import load_params
 from pipelines.storage.images import decode_png, encode_png
 from pipelines.storage.layout import Layout
+from pipelines.storage.records import VERDICTS
 
 PLAN = Plan("Campaign", 3, 0.1, 0.2, ("blur",), 0)
 PAIRS = [Pair(f"{i:016x}", f"{i + 1000:016x}") for i in range(200)]

@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.audit.scan import ScanSettings, purify, scan, write_scan
+from pipelines.audit.purify import purify
+from pipelines.audit.scan import ScanSettings, scan
+from pipelines.audit.scan_report import write_scan
 from pipelines.cli import app, run
 from pipelines.errors import InputError
 from pipelines.readers.rows import open_dataset

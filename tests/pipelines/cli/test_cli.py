@@ -100,7 +100,7 @@ def test_text_says_what_was_made(project, tmp_path, capsys):
     assert veneer(other, "evaluate") == 0
     assert "| net | restricted | 5 |" in capsys.readouterr().out
     assert veneer(other, "train_victim", "net") == 0
-    assert re.search(r"SRCC -?[\d.]+ on validation, -?[\d.]+ on test", capsys.readouterr().out)
+    assert re.search(r"SROCC -?[\d.]+ on validation, -?[\d.]+ on test", capsys.readouterr().out)
 
 
 def test_a_null_correlation_is_printed(project, tmp_path, capsys):
@@ -110,7 +110,7 @@ def test_a_null_correlation_is_printed(project, tmp_path, capsys):
     tiny.import_all(other, params)
     with pytest.warns(UserWarning, match="correlation is undefined"):
         assert veneer(other, "train_victim", "net") == 0
-    assert "SRCC n/a on validation, n/a on test" in capsys.readouterr().out
+    assert "SROCC n/a on validation, n/a on test" in capsys.readouterr().out
 
 
 # Bad usage and bad input: exit 2

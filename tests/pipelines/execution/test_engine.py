@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pipelines.errors import InputError, StageError
 from pipelines.execution.engine import map_shards
 from pipelines.execution.workers import MIB
 
-STATE: dict[str, Any] = {}
+HELD: dict[str, Any] = {}  # memory of a worker that grows
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,18 @@ class Job:
     folder: Path | None = None
 
 
-def set_state(value: int) -> None:
-    STATE["value"] = value
+def load(value: int) -> list[int]:
+    return [value]
 
 
-def work(job: Job) -> tuple[int, int, int]:
-    return job.number**2, STATE["value"], torch.get_num_threads()
+def work(job: Job, state: list[int]) -> tuple[int, int, int]:
+    state.append(job.number)  # the state of a worker outlives its jobs
+    return job.number**2, state[0], torch.get_num_threads()
+
+
+def jobs_of_worker(job: Job, state: list[int]) -> list[int]:
+    state.append(job.number)
+    return list(state)
 
 
 def refuse() -> None:
@@ -68,7 +75,7 @@ def break_down(job: Job) -> int:
 
 def grow(job: Job) -> int:
     held = b"x" * (800 * MIB) if job.number == 0 else b""
-    STATE["held"] = held
+    HELD["held"] = held
     return os.getpid()
 
 
@@ -100,8 +107,7 @@ def test_results_in_order_with_one_torch_thread(engine, workers):
             jobs,
             workers=workers,
             engine=engine,
-            initializer=set_state,
-            initargs=(7,),
+            setup=partial(load, 7),
             progress=False,
         )
         assert torch.get_num_threads() == 2
@@ -116,9 +122,21 @@ def test_error_of_a_job_is_raised(engine, workers):
         map_shards(fail, [Job(0), Job(1)], workers=workers, engine=engine, progress=False)
 
 
-def test_error_of_the_initializer_is_raised():
+def test_setup_is_called_once_per_worker_and_run():
+    for _ in range(2):  # a second run starts anew: nothing is left in the module
+        results = map_shards(
+            jobs_of_worker,
+            [Job(number) for number in range(3)],
+            workers=1,
+            setup=partial(load, 7),
+            progress=False,
+        )
+        assert results == [[7, 0], [7, 0, 1], [7, 0, 1, 2]]
+
+
+def test_error_of_setup_is_raised():
     with pytest.raises(ValueError, match="expected 1, got 0"):
-        map_shards(work, [Job(0), Job(1)], workers=2, initializer=refuse, progress=False)
+        map_shards(work, [Job(0), Job(1)], workers=2, setup=refuse, progress=False)
 
 
 @outside
@@ -199,7 +217,7 @@ def test_no_orphans(tmp_path, sent):
     )
     script = tmp_path / "script.py"
     script.write_text(code)
-    command = [sys.executable, str(script), str(Path(__file__).parents[1]), str(tmp_path)]
+    command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path)]
     process = subprocess.Popen(
         command,
         stderr=subprocess.DEVNULL,

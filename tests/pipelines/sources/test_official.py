@@ -9,11 +9,11 @@ from PIL import Image
 
 from pipelines.errors import InputError
 from pipelines.params import Source, load_params
-from pipelines.sources import SOURCES
 from pipelines.sources.ava import ava
 from pipelines.sources.flickr_aes import flickr_aes, ratings
 from pipelines.sources.hf import _open, hf
 from pipelines.sources.koniq import koniq
+from pipelines.sources.registry import SOURCES, importer
 from pipelines.sources.tad66k import tad66k
 
 
@@ -352,9 +352,9 @@ def test_hf_id_that_does_not_exist(monkeypatch, hub_cache):
         hf(0, path="me/none", score_low=0, score_high=10)
 
 
-def test_hf_path_in_the_name():
-    source = Source.model_validate({"name": "hf:me/set", "options": {"score_low": 0}})
-    assert (source.name, source.options) == ("hf", {"path": "me/set", "score_low": 0})
+def test_hf_path_stands_in_the_options():
+    with pytest.raises(ValueError, match=r"must be hf, with options\.path: me/set"):
+        Source.model_validate({"name": "hf:me/set", "options": {"score_low": 0}})
 
 
 # Parameters
@@ -370,7 +370,7 @@ def test_parameters_fit_the_source(name, tmp_path):
         options["validation"] = 0.2
     if name == "flickr_aes":
         options["test_workers"] = 1
-    listing = SOURCES[params.source.name](params.seed, **options)
+    listing = importer(params.source.name)(params.seed, **options)
     assert {"train", "validation", "test"} == set(splits_of(listing).values())
 
 

@@ -12,13 +12,14 @@ from datasets import Features, Image, List, Value, load_dataset
 from test_hub import stated
 
 from pipelines import cli
+from pipelines.annotation.labels import human_labels
 from pipelines.annotation.votes import REPLACED, write_votes
 from pipelines.errors import InputError, StageError
 from pipelines.params import Annotate
 from pipelines.publishing.checks import check
 from pipelines.publishing.croissant import published_card
 from pipelines.reports.tables import annotation_table
-from pipelines.stages.annotate import human_labels, run_annotate
+from pipelines.stages.annotate import run_annotate
 from pipelines.stages.curate import run_curate
 from pipelines.stages.package import run_package
 from pipelines.storage.images import decode_png

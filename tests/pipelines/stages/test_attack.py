@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from attackers.da3 import attacking
 from attackers.da3.attacker import Plan, combine
-from attackers.projections import quantize
+from attackers.projections import quantize, ssim
 from pipelines.errors import InputError
 from pipelines.params.attack import report_split
 from pipelines.readers.pictures import squash
@@ -58,7 +57,7 @@ def test_every_field_is_true_of_the_stored_file(project, mode):
         assert victim(y).item() == pytest.approx(row["score_adv"], abs=1e-2)
         mse = (x - y).double().square().mean().item()
         assert row["psnr"] == pytest.approx(-10 * math.log10(mse), abs=1e-3)
-        assert row["ssim"] == pytest.approx(ssim(y, x, data_range=1.0).item(), abs=1e-4)
+        assert row["ssim"] == pytest.approx(ssim(y, x).item(), abs=1e-4)
         assert row["linf"] == pytest.approx((x - y).abs().max().item(), abs=1e-6)
         plan = attacker(x)[1]
         np.testing.assert_allclose(row["weights"], plan.weights[0], atol=1e-4)
@@ -166,6 +165,43 @@ def test_no_reported_photograph_is_trained_on(project, tmp_path, monkeypatch, pr
     )
 
 
+@pytest.mark.parametrize("protocol", ["split", "paper"])
+def test_photographs_of_the_first_stage_are_left_out(project, tmp_path, monkeypatch, protocol):
+    seen = {}
+
+    def spy(attacker, victim, images, held_out, **rest):
+        seen["images"] = {image.numpy().tobytes() for image in [*images, *held_out]}
+        return attacking.train_attacker(attacker, victim, images, held_out, **rest)
+
+    monkeypatch.setattr(attack, "train_attacker", spy)
+    index = generated(
+        project,
+        tmp_path / "p",
+        "unrestricted",
+        attack__protocol=protocol,
+        attack__exclude_pretraining=True,
+        perturb__limit=4,
+        perturb__held_out=2,
+    )
+    learned = {"train": 4, "validation": 2, "test": 0}
+    left = {}
+    for split, count in learned.items():
+        clean = ShardIndex(project.layout.clean, [split])
+        left[split] = dict.fromkeys(sorted(clean.records)[count:], clean)
+    reported = report_split(protocol)
+    assert {row["parent_key"] for row in index.records.values()} == set(left.pop(reported))
+    assert seen["images"] == {
+        squash(tiny.pixels(clean, k), 64).numpy().tobytes()
+        for keys in left.values()
+        for k, clean in keys.items()
+    }
+
+
+def test_all_photographs_are_of_the_first_stage(project, tmp_path):
+    with pytest.raises(InputError, match="must leave photographs of train, but perturb took all"):
+        generated(project, tmp_path / "p", "restricted", attack__exclude_pretraining=True)
+
+
 def history(project: tiny.Project) -> list[dict[str, str]]:
     with (project.layout.attacker("net", "unrestricted") / "history.csv").open() as file:
         return list(csv.DictReader(file))
@@ -248,6 +284,17 @@ def test_a_second_run_makes_nothing_again(project, tmp_path, monkeypatch):
     assert tiny.shard_hashes(folder) == before
 
 
+def test_a_new_victim_makes_nothing_again(project, tmp_path, monkeypatch):
+    other = project.copy(tmp_path / "p")
+    monkeypatch.setattr(attack, "train_attacker", None)
+    monkeypatch.setattr(attack, "generate", None)
+    work = {path for path in other.layout.work.rglob("*") if path.is_dir()}
+    more = {**tiny.settings(other.root)["victims"], "new": {"model": {"kind": "toy-linear"}}}
+    params = other.params(victims=more, attack__victims=["net", "new"])
+    run_attack(params, other.layout, "net", "restricted", progress=False)
+    assert {path for path in other.layout.work.rglob("*") if path.is_dir()} == work
+
+
 def test_refine_alone_trains_nothing_again(project, tmp_path, monkeypatch):
     other = project.copy(tmp_path / "p")
     monkeypatch.setattr(attack, "train_attacker", None)
@@ -295,6 +342,6 @@ def test_examples_of_all_photographs(project, tmp_path):
     assert reported == before.records
     victim = load_victim(project.layout.victim("net"))
     folder = changed.layout.examples("net", "unrestricted")
-    row = robustness(folder, victim, [], where=[("split", "=", "test")])
+    row = robustness(folder, victim, [], filters=[("split", "=", "test")])
     assert row == robustness(project.layout.examples("net", "unrestricted"), victim, [])
     assert robustness(folder, victim, [])["n"] == len(clean.records)

@@ -76,7 +76,9 @@ def test_a_new_attacker_is_trained_against_it(finetuned):
 def test_another_size_keeps_what_was_known_at_the_old_one(finetuned, tmp_path):
     project, report = finetuned
     other = project.copy(tmp_path / "p")
-    params = other.params(finetune__retrain=[], finetune__size=48, finetune__keep=1.0)
+    params = other.params(
+        finetune__retrain=[], finetune__size=48, finetune__distillation_weight=1.0
+    )
     larger = run_finetune(params, other.layout, "net")
     saved = load_victim(other.layout.finetuned("net"))
     assert (larger["size"], saved.input_size) == (48, 48)

@@ -160,7 +160,7 @@ def test_seed_changes_every_strength(project, index, tmp_path):
 
 def test_a_second_run_makes_nothing_again(project, tmp_path, monkeypatch):
     other = project.copy(tmp_path / "p")
-    monkeypatch.setattr("pipelines.stages.perturb.encode_png", None)
+    monkeypatch.setattr("pipelines.storage.shard_stage.encode_png", None)
     before = tiny.shard_hashes(other.layout.perturbed)
     run_perturb(other.params(), other.layout, progress=False)
     assert tiny.shard_hashes(other.layout.perturbed) == before

@@ -13,7 +13,8 @@ from attackers.projections import psnr
 from pipelines.errors import InputError
 from pipelines.readers.pictures import Originals
 from pipelines.readers.poisoned import TRIGGER, open_trigger
-from pipelines.stages.poison import SECRET, run_poison
+from pipelines.stages.poison import run_poison
+from pipelines.stages.poison_release import SECRET
 from pipelines.storage.images import decode_png, to_tensor
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.shards import ShardIndex

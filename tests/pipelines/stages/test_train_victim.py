@@ -7,6 +7,7 @@ import torch
 from pipelines.errors import InputError
 from pipelines.readers.pictures import Pictures
 from pipelines.stages.train_victim import run_train_victim
+from pipelines.storage.code import code_version
 from pipelines.storage.shards import ShardIndex
 from victims.base import score_images
 from victims.metrics import agreement
@@ -19,6 +20,8 @@ def test_report_is_what_the_saved_victim_does(project, results):
     assert json.loads((layout.reports / "victims" / "net.json").read_text()) == report
     victim = load_victim(layout.victim("net"))
     assert report["victim_sha256"] == victim_sha256(layout.victim("net"))
+    config = json.loads((layout.victim("net") / "config.json").read_text())
+    assert config["code"] == code_version("victims.nima")
     for split in ("validation", "test"):
         some = Pictures(layout.clean, [split], victim.input_size)
         images = [some.image(i) for i in range(len(some))]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipelines.storage.code import ROOT, code_files, code_version, sources_sha256
+from pipelines.storage.code import ROOT, code_files, code_of, code_version, sources_sha256
+from victims.base import ScoreScale
 
 
 def names(*modules: str) -> set[str]:
@@ -27,7 +28,7 @@ def test_modules_without_result_are_left_out():
 
 def test_packages_that_hold_a_docstring_are_left_out():
     assert "attackers/da3/__init__.py" not in names("attackers.da3.filters")
-    assert "pipelines/sources/__init__.py" in names("pipelines.sources.livec")
+    assert "pipelines/cli/__init__.py" in names("pipelines.cli.tools")
 
 
 def test_attacks_do_not_depend_on_triggers():
@@ -50,6 +51,11 @@ def test_the_version_follows_the_place(tmp_path, monkeypatch):
     for name in ("a.py", "b.py"):
         (tmp_path / name).write_text("x = 1\n")
     assert sources_sha256([tmp_path / "a.py"]) != sources_sha256([tmp_path / "b.py"])
+
+
+def test_the_version_of_an_object_is_that_of_its_class():
+    assert code_of(ScoreScale.of(0, 1)) == code_version("victims.base")
+    assert code_of(1) is None
 
 
 @pytest.mark.parametrize("name", ["torch", "victims.no_such_module"])

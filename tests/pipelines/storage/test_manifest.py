@@ -73,6 +73,12 @@ def test_git_revision(tmp_path, monkeypatch):
     assert len(clean) == 40
     (tmp_path / "a").write_text("b")
     assert git_revision(tmp_path) == f"{clean}-dirty"
+    git(tmp_path, "checkout", "a")
+    (tmp_path / "reports").mkdir()
+    for output in ("dvc.lock", "reports/robustness.json"):
+        (tmp_path / output).write_text("{}")
+        git(tmp_path, "add", output)
+    assert git_revision(tmp_path) == clean  # stages wrote them
 
 
 def test_git_revision_without_git(monkeypatch, tmp_path):

@@ -9,8 +9,8 @@ from attackers.da3.attacker import DA3Attacker
 from pipelines.errors import InputError, StageError
 from pipelines.storage import checkpoints
 from pipelines.storage.checkpoints import TrainingFolder
+from pipelines.storage.files import atomic_file
 from pipelines.storage.model_folder import load_attacker, load_weights, save_model
-from pipelines.storage.shards import atomic_file
 
 CONFIG = ADTConfig(size=32, width=16, heads=2, depth=1, steps=2)
 ROWS = [{"epoch": 0.0, "loss": 1.5}, {"epoch": 1.0, "loss": 0.5}]

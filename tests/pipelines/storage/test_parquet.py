@@ -14,7 +14,7 @@ from pipelines.storage.images import decode_png
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.parquet import write_parquet_folder
 from pipelines.storage.records import CleanSample
-from pipelines.storage.workfolder import Reject
+from pipelines.storage.rejects import Reject
 
 CARD = Card("Title", "Summary.", images=("image", "again"), first="> **Read this.**")
 
@@ -119,7 +119,7 @@ def test_a_cut_run_leaves_no_manifest(tmp_path):
 def test_counts_must_reconcile(tmp_path):
     with pytest.raises(StageError, match="got 4 in, 3 kept, 0 rejected"):
         written(tmp_path, {"train": [rows(3)]}, 4)
-    with pytest.raises(StageError, match="got 0 in, 0 kept"):
+    with pytest.raises(StageError, match="no sample was kept: 0 of 0"):
         written(tmp_path, {"train": []}, 0)
     with pytest.raises(ValueError, match="must name the Image columns"):
         written(tmp_path, {"train": [rows(3)]}, 3, card=Card("Title", "Summary."))

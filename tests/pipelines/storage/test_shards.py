@@ -7,9 +7,10 @@ import tarfile
 
 import numpy as np
 import pytest
+from webdataset import WebDataset
 
 from pipelines.errors import StageError
-from pipelines.storage import shards
+from pipelines.storage import files
 from pipelines.storage.images import decode_png, encode_png
 from pipelines.storage.records import CleanSample, image_key
 from pipelines.storage.shards import ShardIndex, read_records, read_shard, shard_name, write_shard
@@ -56,16 +57,14 @@ def test_shard_is_plain_ustar(tmp_path):
     with tarfile.open(fileobj=reference, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for record, image in sorted(made, key=lambda member: member[0].key):
             text = json.dumps(record.model_dump(), sort_keys=True).encode()
-            for suffix, data in (("png", image), ("json", text)):
+            for suffix, data in (("json", text), ("png", image)):
                 info = tarfile.TarInfo(f"{record.key}.{suffix}")
-                info.size = len(data)
+                info.size, info.mode = len(data), 0o644
                 tar.addfile(info, io.BytesIO(data))
     assert (tmp_path / "a.tar").read_bytes() == reference.getvalue()
     with tarfile.open(tmp_path / "a.tar") as tar:
         entries = tar.getmembers()
-    assert [entry.name for entry in entries] == sorted(
-        (entry.name for entry in entries), key=lambda name: (name[:16], name.endswith("json"))
-    )
+    assert [entry.name for entry in entries] == sorted(entry.name for entry in entries)
     assert {(entry.mtime, entry.uid, entry.gid, entry.mode) for entry in entries} == {
         (0, 0, 0, 0o644)
     }
@@ -77,6 +76,14 @@ def test_reading_back(tmp_path):
     expected = sorted(((r.model_dump(), i) for r, i in made), key=lambda pair: pair[0]["key"])
     assert list(read_shard(tmp_path / "a.tar")) == expected
     assert list(read_records(tmp_path / "a.tar")) == [fields for fields, _ in expected]
+
+
+def test_webdataset_reads_what_was_written(tmp_path):
+    written = members(3)
+    write_shard(tmp_path / "a.tar", written)
+    data = WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
+    read = {sample["__key__"]: sample["png"] for sample in data}
+    assert read == {record.key: image for record, image in written}
 
 
 def test_random_access(tmp_path):
@@ -116,7 +123,7 @@ def test_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shards.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_shard(tmp_path / "a.tar", members(3))
     assert list(tmp_path.iterdir()) == []

