@@ -623,7 +623,7 @@ def door(running):
             self.close_connection = True
             if dead and not self.half:
                 return
-            headers = {n: v for n, v in self.headers.items() if n in ("Authorization", CONTENT)}
+            headers = {n: self.headers[n] for n in ("Authorization", CONTENT) if n in self.headers}
             url = running.url + self.path
             answer = httpx.request(self.command, url, headers=headers, content=body, timeout=60)
             self.send_response(answer.status_code)
