@@ -185,7 +185,8 @@ def icc_2k(votes: Votes, weights: np.ndarray | None = None) -> float:
         weights: Copies of each image (bootstrap), (images,); one of each by default.
 
     Returns:
-        The coefficient, at most 1; NaN when there are too few votes to tell.
+        The coefficient, mostly in [0, 1]; NaN when there are too few votes to tell, or when the
+        estimated variance is not positive.
     """
     copies = np.ones(votes.images) if weights is None else weights
     w = copies[votes.image]
