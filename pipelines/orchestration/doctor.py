@@ -27,6 +27,7 @@ CORE = (
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "flows": (("prefect", "fastapi"), "veneer flow"),
     "ray": (("ray",), "engine.kind: ray"),
+    "labelstudio": (("label-studio-sdk",), "veneer annotate push, status, pull"),
     "onnx": (("onnx", "onnxruntime"), "detector export, ONNX victims"),
     "pyiqa": (("pyiqa",), "pyiqa:<metric> victims; its licence is PolyForm Noncommercial"),
 }
