@@ -27,9 +27,20 @@ def trained_quality(
     seed: int,
     what: str,
 ) -> tuple[QualityModel, list[dict[str, float]]]:
-    """The model and a row per epoch: as stored in `work` where finished, else trained or resumed.
+    """A quality model: as stored in the work folder where finished, else trained or resumed.
 
-    what: name of the training in progress lines.
+    Args:
+        work: Work folder of the training.
+        settings: Parameters of the quality model.
+        name: Name of the model.
+        scale: Scale and terms of the scores.
+        train: Pictures that it learns from.
+        validation: Pictures that choose the epoch; None keeps the last one.
+        seed: What weights and batches are drawn from.
+        what: Name of the training in progress lines.
+
+    Returns:
+        The model and a row per epoch.
     """
     rows = work.path / ROWS
     if rows.exists():
