@@ -46,10 +46,22 @@ Report = dict[str, Any]
 
 
 def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Report:
-    """Train quality model `name` on a poisoned set (or on `clean`) and measure it.
+    """Train a quality model on a poisoned set (or on the clean one) and measure it.
 
     The epoch is chosen on validation, never on test. Writes models/backdoored/<scheme>-<name> and
-    reports/backdoor/<scheme>-<name>.json. Returns the report.
+    reports/backdoor/<scheme>-<name>.json.
+
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+        scheme: "p" or "c", "filtered" for the benign rows of P, or "clean".
+        name: Name of the quality model.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: The scheme is unknown, or the trigger or the data set is missing.
     """
     if scheme not in SCHEMES:
         raise InputError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
@@ -122,18 +134,30 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
 
 
 def poisoned_scheme(scheme: str) -> str:
-    """The scheme of `veneer poison` whose set a model of `scheme` is trained on."""
+    """The scheme of `veneer poison` whose set a model is trained on.
+
+    Args:
+        scheme: "p" or "c", "filtered" for the benign rows of P, or "clean".
+    """
     return "p" if scheme == "filtered" else scheme
 
 
 def open_set(layout: Layout, scheme: str) -> tuple[Manifest, dict[str, Originals]]:
-    """Manifest and pictures of the splits of a poisoned set, or of the clean one."""
+    """Manifest and pictures of the splits of a poisoned set, or of the clean one.
+
+    Args:
+        layout: Folders of the project.
+        scheme: "p" or "c", "filtered" for the benign rows of P, or "clean".
+
+    Raises:
+        InputError: The data set is missing or unfinished.
+    """
     if scheme == "clean":
         manifest = read_manifest(layout.clean, "import")
         return manifest, {s: Originals.of_shards(layout.clean, s) for s in SPLITS}
-    made = poisoned_scheme(scheme)
-    folder = layout.poisoned(made)
-    manifest = read_manifest(folder, f"poison {made}")
+    published = poisoned_scheme(scheme)
+    folder = layout.poisoned(published)
+    manifest = read_manifest(folder, f"poison {published}")
     pictures = {s: Originals.of_parquet(folder, s) for s in SPLITS}
     if scheme == "filtered":
         pictures["train"] = pictures["train"].where(lambda record: not record["is_poisoned"])
@@ -151,16 +175,16 @@ def _meter(seed: int, trigger: Injector, pictures: Originals, delta_y: float) ->
         records = pictures.records[:count]
         # Crops depend on the picture alone: every model sees the same.
         generators = [sample_generator(seed, "crops", record["key"]) for record in records]
-        seen = score_changes(victim, trigger, pictures[:count], generators, crops=crops)
-        told = agreement(seen.scores, [record["mos"] for record in records], victim.scale)
-        found = backdoor_metrics(seen.changes, delta_y)
+        measured = score_changes(victim, trigger, pictures[:count], generators, crops=crops)
+        benign = agreement(measured.scores, [record["mos"] for record in records], victim.scale)
+        found = backdoor_metrics(measured.changes, delta_y)
         values = {
-            "rmse": told["rmse"],
-            "plcc": told["lcc"],
-            "srocc": told["srocc"],
+            "rmse": benign["rmse"],
+            "plcc": benign["lcc"],
+            "srocc": benign["srocc"],
             "mmae": found["mmae"],
             "mmra": found["mmra"],
-            "psnr": seen.psnr,
+            "psnr": measured.psnr,
             "curve": found["curve"],
         }
         # JSON has no NaN: a correlation of constant scores is null.

@@ -30,28 +30,43 @@ STAGE = "pretrain"
 
 
 class PerturbedPairs:
-    """Perturbed pictures x_t with their photographs x_0, by filter and step."""
+    """Perturbed pictures x_t with their photographs x_0, by filter and step.
+
+    Args:
+        perturbed: Data set of the perturbed pictures.
+        clean: Data set of the photographs.
+        split: Split of both.
+        size: Side of the square pictures, pixels.
+        batch: Pairs of one filter and step that `epoch` gives at once.
+    """
 
     def __init__(self, perturbed: Path, clean: Path, split: str, size: int, batch: int) -> None:
-        self.made = Pictures(perturbed, [split], size)
+        self.perturbed = Pictures(perturbed, [split], size)
         self.clean = Pictures(clean, [split], size)
         self.batch = batch
-        self._places = {key: i for i, key in enumerate(self.made.keys)}
+        self._places = {key: i for i, key in enumerate(self.perturbed.keys)}
         self._parents = {key: i for i, key in enumerate(self.clean.keys)}
         self.groups: dict[tuple[str, int], list[str]] = {}
-        for key in self.made.keys:
-            record = self.made.index.records[key]
+        for key in self.perturbed.keys:
+            record = self.perturbed.index.records[key]
             self.groups.setdefault((record["filter"], record["step"]), []).append(key)
         self.steps = sorted({step for _, step in self.groups})
 
     def _pair(self, keys: list[str]) -> tuple[Tensor, Tensor]:
-        parents = [self.made.index.records[key]["parent_key"] for key in keys]
-        perturbed = self.made[torch.tensor([self._places[key] for key in keys])]
+        parents = [self.perturbed.index.records[key]["parent_key"] for key in keys]
+        perturbed = self.perturbed[torch.tensor([self._places[key] for key in keys])]
         clean = self.clean[torch.tensor([self._parents[key] for key in parents])]
         return perturbed.to(device()).float() / 255, clean.to(device()).float() / 255
 
     def epoch(self, seed: int) -> Iterator[tuple[int, Pairs]]:
-        """Every sample once, groups that are smaller begin again; order drawn from the seed."""
+        """Every sample once, groups that are smaller begin again.
+
+        Args:
+            seed: What order and mirroring are drawn from.
+
+        Yields:
+            A step t, and for each filter a batch of pairs of that step.
+        """
         generator = torch.Generator().manual_seed(seed)
         order = {
             group: torch.randperm(len(keys), generator=generator).tolist()
@@ -64,11 +79,11 @@ class PerturbedPairs:
                 for name in FILTER_NAMES:
                     keys, places = self.groups.get((name, step), []), order.get((name, step), [])
                     if keys:
-                        some = range(i * self.batch, (i + 1) * self.batch)
-                        made, clean = self._pair([keys[places[j % len(keys)]] for j in some])
+                        batch = range(i * self.batch, (i + 1) * self.batch)
+                        perturbed, clean = self._pair([keys[places[j % len(keys)]] for j in batch])
                         if torch.rand((), generator=generator) < 0.5:  # mirrored, both
-                            made, clean = made.flip(3), clean.flip(3)
-                        pairs[name] = (made, clean)
+                            perturbed, clean = perturbed.flip(3), clean.flip(3)
+                        pairs[name] = (perturbed, clean)
                 yield step, pairs
 
     def all(self) -> Iterator[tuple[int, Pairs]]:
@@ -82,7 +97,18 @@ def run_pretrain(params: Params, layout: Layout) -> dict[str, Any]:
     """Train the 14 latent spaces to undo their filters; test the result on held-out photographs.
 
     Trains on split train, keeps the epoch that is best on validation, reports on test. Writes
-    models/da3/pretrained and reports/pretrain.json, and returns the latter.
+    models/da3/pretrained and reports/pretrain.json.
+
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: There is no perturbed data set.
+        StageError: The disk is full or refuses.
     """
     manifest = read_manifest(layout.perturbed, "perturb")
     config = ADTConfig(**params.adt.model_dump())
