@@ -17,16 +17,14 @@ class ImageStream(Protocol):
         """Count the images of an epoch."""
 
     def batches(
-        self, epoch: int | None, batch_size: int
+        self, seed: int | None, batch_size: int
     ) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
-        """Give indices (n,) and images of each batch; the same ones for the same epoch."""
+        """Give indices (n,) and images of each batch; the seed decides the order, None: none."""
 
 
 def read_batches(
     images: Sequence[Tensor] | Tensor | ImageStream,
     batch_size: int,
-    *,
-    epoch: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
     """Give each image once.
@@ -34,14 +32,14 @@ def read_batches(
     Args:
         images: uint8 (3, H, W) each: a sequence, a tensor (N, 3, H, W), or a stream.
         batch_size: Images in a batch, at least 1; the last one may hold fewer.
-        epoch: Decides the order of a stream; None: as stored.
-        generator: Draws the order of a sequence; None: as it is.
+        generator: Draws the order; None: as the images are.
 
     Returns:
         The indices (n,) of a batch, for what belongs to the images, and the images themselves.
     """
     if isinstance(images, ImageStream):
-        yield from images.batches(epoch, batch_size)
+        drawn = None if generator is None else torch.randint(2**62, (), generator=generator)
+        yield from images.batches(None if drawn is None else int(drawn), batch_size)
         return
     count = len(images)
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)

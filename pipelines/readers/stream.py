@@ -29,7 +29,7 @@ Batch = tuple[Tensor, list[Tensor]]
 class PictureStream:
     """The pictures of a WebDataset folder in batches, each picture once per epoch.
 
-    The shards are read one after the other in an order drawn from seed and epoch, and mixed in a
+    The shards are read one after the other in an order that a seed decides, and mixed in a
     buffer of encoded pictures. Every loader worker reads all shards and makes the same draws, but
     decodes its own share of the batches: so the batches are the same for any number of workers, and
     there may be fewer shards than workers. Memory does not grow with the pictures: a set whose
@@ -47,7 +47,6 @@ class PictureStream:
         splits: Sequence[str],
         transform: Transform = planes,
         *,
-        seed: int = 0,
         columns: Sequence[str] = (),
         keys: Iterable[str] | None = None,
         num_workers: int = 0,
@@ -60,7 +59,6 @@ class PictureStream:
             folder: A finished WebDataset folder.
             splits: Splits to read.
             transform: From the pixels uint8 (H, W, 3) of a picture to its tensor, of any dtype.
-            seed: Seed of the order, together with the epoch.
             columns: Fields of the records that `rows` shall hold.
             keys: Pictures to give, all of these splits; None gives every picture.
             num_workers: Processes that read and decode; 0 does both in this process.
@@ -88,7 +86,7 @@ class PictureStream:
                 f"{folder} must hold pictures of split {' or '.join(splits)}, got none"
             )
         self.folder, self.transform = folder, transform
-        self.seed, self.num_workers = seed, num_workers
+        self.num_workers = num_workers
         self._places = {key: i for i, key in enumerate(self.keys)}
         self._shards = [str(folder / "data" / shard.name) for shard in shards]
         self._chosen = None if keys is None else frozenset(self.keys)
@@ -101,11 +99,11 @@ class PictureStream:
         """Count the pictures of an epoch."""
         return len(self.keys)
 
-    def batches(self, epoch: int | None, batch_size: int) -> Iterator[Batch]:
+    def batches(self, seed: int | None, batch_size: int) -> Iterator[Batch]:
         """Give each picture once.
 
         Args:
-            epoch: Decides the order, together with the seed; None keeps that of the shards.
+            seed: Decides the order, another one for each epoch; None keeps that of the shards.
             batch_size: Pictures in a batch, at least 1; the last one may hold fewer.
 
         Returns:
@@ -118,14 +116,9 @@ class PictureStream:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         shards = list(self._shards)
-        if epoch is not None:
-            random.Random(f"{self.seed} {epoch} shards").shuffle(shards)
-        mix = partial(
-            _mixed_batches,
-            batch_size=batch_size,
-            buffer=self._buffer,
-            seed=None if epoch is None else f"{self.seed} {epoch}",
-        )
+        if seed is not None:
+            random.Random(f"shards {seed}").shuffle(shards)
+        mix = partial(_mixed_batches, batch_size=batch_size, buffer=self._buffer, seed=seed)
         if self._cache:
             batches = mix(entry for shard in shards for entry in self._cache.get(shard, ()))
         else:
@@ -183,7 +176,7 @@ class PictureStream:
 
 
 def _mixed_batches(
-    samples: Iterable[Any], batch_size: int, buffer: int, seed: str | None
+    samples: Iterable[Any], batch_size: int, buffer: int, seed: int | None
 ) -> Iterator[list[Any]]:
     if seed is not None:
         samples = wds.shuffle(buffer, initial=buffer, seed=seed)(iter(samples))

@@ -9,7 +9,8 @@ class Backwards:
     def __len__(self):
         return 3
 
-    def batches(self, epoch, batch_size):
+    def batches(self, seed, batch_size):
+        self.seed = seed
         for i in (2, 1, 0):
             yield torch.tensor([i]), [torch.full((3, 2, 2), i)]
 
@@ -37,5 +38,10 @@ def test_a_tensor_gives_the_images_of_the_indices():
 def test_a_stream_has_its_own_order():
     assert isinstance(Backwards(), ImageStream)
     assert not isinstance(torch.zeros(2), ImageStream)
-    seen = read_batches(Backwards(), 2, generator=torch.Generator())
-    assert [int(i) for i, _ in seen] == [2, 1, 0]
+    stream, generator = Backwards(), torch.Generator().manual_seed(0)
+    assert [int(i) for i, _ in read_batches(stream, 2, generator)] == [2, 1, 0]
+    first = stream.seed
+    list(read_batches(stream, 2, generator))
+    assert stream.seed != first  # of the next epoch
+    list(read_batches(stream, 2))
+    assert stream.seed is None
