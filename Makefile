@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# pip and the extras that tests and checks need; labelstudio, onnx and pyiqa come when asked for.
+# pip and the extras that tests and checks need; pyiqa comes when asked for.
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -16,7 +16,8 @@ install: $(INSTALLED)  ## virtual environment with pinned packages
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs,flows,onnx,ray]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--editable '.[dev,docs,labelstudio,onnx,ray]'
 	touch $@
 
 demo: install  ## from photographs to adversarial data sets with measured robustness

@@ -20,7 +20,7 @@ from attackers.da3.attacking import train_attacker as train_in_place
 from attackers.da3.refinement import refine
 from attackers.metrics import top_filters
 from attackers.objectives import Direction, Objective
-from attackers.projections import project_to_min_psnr, psnr, quantize
+from attackers.projections import project_to_min_psnr, psnr, quantize, ssim
 from victims.adapters.images import Images, read_images
 from victims.adapters.model import as_victim, device_of, frozen, is_victim
 from victims.base import ScoreScale, Victim, resize
@@ -225,7 +225,7 @@ def train_attacker(
         result = attack(victim, others, attacker=attacker, min_psnr=35)
 
     It starts without the first stage (the stages `perturb` and `pretrain` of the pipeline), which
-    is enough for a few pictures. About an hour per thousand pictures of 224 pixels on two cores.
+    is enough for a few pictures.
 
     Args:
         model: A victim with a scale (`as_victim` with low and high).
@@ -328,11 +328,9 @@ def _rows(
 
 
 def _ssim(images: Tensor, others: Tensor) -> Tensor:
-    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
-
     if min(images.shape[2:]) < SSIM_WINDOW:
         return images.new_full((len(images),), torch.nan)
-    return torch.as_tensor(ssim(others, images, data_range=1.0, reduction="none")).view(-1)
+    return ssim(images, others)
 
 
 def _da3(victim: Victim, images: Tensor, settings: _Settings) -> _Made:

@@ -73,7 +73,7 @@ def evaluate(
     ).clamp_max(MAX_PSNR)
     return {
         "n": float(len(before)),
-        "basr": basr(before, after, threshold, direction=direction, by=mos),
+        "basr": basr(before, after, threshold, direction=direction, mos=mos),
         "rasr": rasr(before, after, direction=direction),
         "msi": msi(before, after, direction=direction),
         "score_clean": float(before.mean()),

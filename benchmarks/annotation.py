@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from _timing import hardware, process_memory
 
+from pipelines.annotation import sync
 from pipelines.annotation.campaign import Inline, Pair, Plan, plan_tasks
 from pipelines.annotation.label_studio import LabelStudio
-from pipelines.annotation.sync import pull, push, status
+from pipelines.annotation.status import status
+from pipelines.annotation.sync import pull, push
 from pipelines.storage.images import encode_png
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "pipelines"))
@@ -91,9 +93,7 @@ def main() -> None:
 
 def _later(server: LabelStudio, plan: Plan, file: Path) -> dict[str, Any]:
     """Nothing was voted on since: the minute that pull looks back has passed."""
-    from pipelines import annotation
-
-    annotation.OVERLAP = annotation.timedelta(0)
+    sync.OVERLAP = sync.timedelta(0)
     return pull(server, plan.name, file)
 
 

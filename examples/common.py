@@ -6,8 +6,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.sources.sample import sample
+from victims.backbones import load_backbone
 from victims.base import score_images
-from victims.weights import load_backbone
 
 
 def photographs(count: int, side: int = 128) -> tuple[list[Image.Image], np.ndarray]:

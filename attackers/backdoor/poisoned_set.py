@@ -18,7 +18,7 @@ from attackers.backdoor.poisoning import (
     clean_label_alpha,
     draw_alpha,
     poison_label,
-    towards_score,
+    targeted_pgd,
 )
 from attackers.backdoor.registry import build_baseline
 from attackers.backdoor.trigger import Injector
@@ -158,7 +158,7 @@ def poison(
         else:
             alpha = clean_label_alpha(mos, centre, step, low, high)
             if surrogate is not None:
-                image = towards_score(
+                image = targeted_pgd(
                     surrogate, image.to(surrogate.device), centre, generator=generator
                 ).cpu()
         alphas[index], is_poisoned[index] = alpha, True

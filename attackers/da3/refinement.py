@@ -9,7 +9,7 @@ from attackers.da3.attacker import Plan, combine
 from attackers.da3.filters import FILTER_NAMES
 from attackers.da3.spsa import spsa_gradient
 from attackers.objectives import Direction
-from attackers.projections import interpolate, line_fraction, project_to_min_psnr, quantize
+from attackers.projections import interpolate, max_fraction, project_to_min_psnr, quantize
 from victims.base import Victim
 
 LEARNING_RATE = 0.15
@@ -125,7 +125,7 @@ def _climb(
         with torch.set_grad_enabled(wants_gradient and victim.differentiable):
             y = combine(images, plan)
             if min_psnr is not None:
-                y = interpolate(images, y, line_fraction(images, y, min_psnr))
+                y = interpolate(images, y, max_fraction(images, y, min_psnr))
             value = sign * victim(y + (quantize(y) - y).detach())
         better = value.detach() > best_value
         best_value = torch.where(better, value.detach(), best_value)

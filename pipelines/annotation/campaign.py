@@ -98,7 +98,7 @@ def label_config(artefacts: Sequence[str]) -> str:
     )
 
 
-def names_in(config: str) -> dict[str, set[str]]:
+def controls_in(config: str) -> dict[str, set[str]]:
     """Names that a vote may use, with their choices. Artefacts are those of the page."""
     found = ET.fromstring(config).iterfind(".//Choices[@name='artefacts']/Choice")
     return {
@@ -210,7 +210,7 @@ def export_images(tasks: Iterable[Task], image: Image, out: Path) -> int:
     return len(names)
 
 
-def renewed(task: Task, data: Mapping[str, Any], links: Links) -> dict[str, Any]:
+def with_current_urls(task: Task, data: Mapping[str, Any], links: Links) -> dict[str, Any]:
     """`data` of a task that was pushed before, with the addresses of today where there are any."""
     names = _picture_names(task)
     roles = {"left": task.left, "right": _other(task.left)}

@@ -1,24 +1,44 @@
-"""The part of Label Studio's HTTP interface that a campaign needs."""
+"""A Label Studio server, through its SDK (extra `labelstudio`)."""
 
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
-from urllib.parse import urljoin, urlsplit
-
-import requests
 
 from pipelines.errors import InputError, StageError
 
-URL, TOKEN = "LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY"  # as the vendor's own client names them
+try:
+    import label_studio_sdk
+    from label_studio_sdk.core import ApiError, ParsingError
+
+    from pipelines.annotation.transport import (
+        REFRESH,
+        TOKEN,
+        URL,
+        AccessExpired,
+        Refused,
+        RetryingClient,
+    )
+except ModuleNotFoundError as error:
+    raise InputError(
+        "annotation campaigns need the extra `labelstudio`: pip install 'veneer[labelstudio]' "
+        f"(no module {error.name})"
+    ) from None
+
 DEFAULT_URL = "http://localhost:8080"
-TIMEOUT = (5, 120)  # seconds to connect, to answer
-PAGE = 100  # the server gives no more at once
-ATTEMPTS = 3  # of what can be asked twice
+PAGE = 100  # the server gives no more in one answer
 
 
 def from_environment() -> "LabelStudio":
-    """The server of LABEL_STUDIO_URL with the token of LABEL_STUDIO_API_KEY."""
+    """Connect to the server of LABEL_STUDIO_URL with the token of LABEL_STUDIO_API_KEY.
+
+    Returns:
+        The server; nothing has been sent yet.
+
+    Raises:
+        InputError: There is no token, the address is none, or the SDK is not installed.
+    """
     token = os.environ.get(TOKEN, "")
     if not token:
         raise InputError(
@@ -28,10 +48,15 @@ def from_environment() -> "LabelStudio":
 
 
 class LabelStudio:
-    """A Label Studio server. Takes legacy tokens and personal access tokens (JWT).
+    """A Label Studio server.
 
-    The token stays in this object: it is in no message, log or file. Methods raise InputError
-    for a wrong token or a request that the server refuses, StageError when it does not answer.
+    Every method raises InputError for a wrong token or a request that the server refuses, and
+    StageError when it fails or does not answer. The token is in no message, log or file.
+
+    Args:
+        url: Address of the server, with http:// or https://; it may have a path.
+        token: A personal access token (JWT), which the SDK exchanges for access tokens of five
+            minutes, or a legacy token.
     """
 
     def __init__(self, url: str, token: str) -> None:
@@ -41,99 +66,43 @@ class LabelStudio:
         self._token = token.strip()
         if not (self._token.isascii() and self._token.isprintable()):
             raise InputError(f"{TOKEN} must be printable ASCII, got other characters")
-        self._session = requests.Session()
-        self._personal = self._token.count(".") == 2
-        if not self._personal:
-            self._session.headers["Authorization"] = f"Token {self._token}"
+        self._http = RetryingClient(self.url, headers={"User-Agent": "veneer"})
+        self._client: label_studio_sdk.LabelStudio | None = None
 
     def __repr__(self) -> str:
         return f"LabelStudio({self.url!r})"
 
-    def request(self, method: str, path: str, **arguments: Any) -> Any:
-        """JSON of an answer (None when it is empty). `path` starts with /api/."""
-        if self._personal and "Authorization" not in self._session.headers:
-            self._refresh()
-        answer = self._send(method, path, **arguments)
-        if answer.status_code == 401 and self._personal:  # access tokens live five minutes
-            self._refresh()
-            answer = self._send(method, path, **arguments)
-        if answer.status_code == 401:
-            raise self._refused(401)
-        if answer.status_code == 403:
-            raise InputError(f"{self.url} forbids {method} {path} to the user of {TOKEN}")
-        self._check(answer, method, path)
-        if not answer.content and method != "GET":
-            return None
-        try:
-            return answer.json()
-        except ValueError:
-            raise InputError(
-                f"{URL} must be a Label Studio server, got a page that is no JSON from {self.url}"
-            ) from None
-
-    def _send(self, method: str, path: str, **arguments: Any) -> requests.Response:
-        attempts = ATTEMPTS if method == "GET" else 1
-        for attempt in range(1, attempts + 1):
-            try:
-                answer = self._session.request(
-                    method, self.url + path, timeout=TIMEOUT, allow_redirects=False, **arguments
-                )
-            except requests.RequestException as error:
-                if attempt == attempts:
-                    raise StageError(
-                        f"Label Studio at {self.url} does not answer ({type(error).__name__}): "
-                        "what was done stays, and running the same command again does the rest"
-                    ) from None
-            else:
-                if answer.status_code not in (502, 503, 504) or attempt == attempts:
-                    return answer
-        raise AssertionError("unreachable")
-
-    def _check(self, answer: requests.Response, method: str, path: str) -> None:
-        status = answer.status_code
-        if 300 <= status < 400:  # not followed: a POST would arrive as a GET
-            target = urljoin(f"{self.url}{path}", answer.headers.get("Location", ""))
-            target = urlsplit(target)._replace(query="", fragment="").geturl()
-            raise InputError(
-                f"{URL} must be the address where the server answers, got {self.url}, which "
-                f"redirects to {target.removesuffix(path)}: use that"
-            )
-        if status >= 500:
-            raise StageError(f"{self.url} failed on {method} {path} ({status}: {_detail(answer)})")
-        if status >= 400:
-            raise Refused(status, _detail(answer), f"{self.url}{path}")
-
-    def _refresh(self) -> None:
-        self._session.headers.pop("Authorization", None)
-        path = "/api/token/refresh/"
-        answer = self._send("POST", path, json={"refresh": self._token})
-        if answer.status_code in (401, 403):
-            raise self._refused(answer.status_code)
-        self._check(answer, "POST", path)
-        try:
-            access = answer.json()["access"]
-        except (ValueError, KeyError, TypeError):
-            access = None
-        if not (isinstance(access, str) and access.isascii() and access.isprintable()):
-            raise StageError(f"{self.url} gave no access token on POST {path}")
-        self._session.headers["Authorization"] = f"Bearer {access}"
-
-    def _refused(self, status: int) -> InputError:
-        kind = "personal access token" if self._personal else "legacy token"
-        return InputError(
-            f"{TOKEN} must be a valid token of {self.url}, which refused it ({status}, sent as "
-            f"{kind}; legacy tokens may be switched off in the organisation's settings)"
-        )
-
     def projects(self) -> Iterator[dict[str, Any]]:
-        """All projects that the token can see."""
-        page = 1
-        while True:
-            found = self.request("GET", "/api/projects", params={"page": page, "page_size": PAGE})
-            yield from found["results"]
-            if not found["next"]:
-                return
+        """List all projects that the token can see, with the fields of the server's list."""
+        page = 0
+        more = True
+        while more:
             page += 1
+            found = self._call("projects.list", page=page, page_size=PAGE)
+            if found.items is None:
+                raise self._no_json()
+            yield from (dict(project) for project in found.items)
+            more = found.response.next is not None
+
+    def create_project(self, **fields: Any) -> dict[str, Any]:
+        """Create a project.
+
+        Args:
+            **fields: title, description, label_config, …, as the SDK names them.
+
+        Returns:
+            The fields of the project.
+        """
+        return dict(self._call("projects.create", **fields))
+
+    def update_project(self, project: int, **fields: Any) -> None:
+        """Change `fields` of a project and leave the others."""
+        self._call("projects.update", project, **fields)
+
+    def used_choices(self, project: int) -> dict[str, dict[str, int]]:
+        """Count the choices that votes of a project hold: control -> choice -> votes."""
+        summary = self._get(f"api/projects/{project}/summary")
+        return dict(summary["created_labels"])
 
     def tasks(
         self,
@@ -143,63 +112,130 @@ class LabelStudio:
         *,
         votes: bool = True,
     ) -> Iterator[dict[str, Any]]:
-        """Tasks of a project in order of their number, with the fields named in `include` only.
+        """List tasks of a project in the order of their numbers, one page in memory at a time.
 
-        Pages come one at a time; without `data` in `include`, inline images stay on the server.
+        Args:
+            project: Number of the project.
+            include: Fields to ask for; without `data`, inline images stay on the server.
+            filters: Conditions that all must hold, in the form of the Data Manager.
+            votes: Whether to ask for annotations too.
+
+        Yields:
+            Fields of a task; those that were not asked for are None.
         """
         query = {
             "filters": {"conjunction": "and", "items": list(filters)},
             "ordering": ["tasks:id"],
         }
-        arguments = {
-            "project": project,
-            "page_size": PAGE,
-            "fields": "all" if votes else "task_only",
-            "include": ",".join(include),
-            "query": json.dumps(query),
-        }
         page = seen = 0
         while True:
             page += 1
             try:
-                found = self.request("GET", "/api/tasks", params={**arguments, "page": page})
+                found = self._call(
+                    "tasks.list",
+                    project=project,
+                    page=page,
+                    page_size=PAGE,
+                    fields="all" if votes else "task_only",
+                    include=",".join(include),
+                    query=json.dumps(query),
+                )
             except Refused as error:
                 if error.status == 404 and page > 1:  # tasks went away while they were listed
                     return
                 raise
-            yield from found["tasks"]
-            seen += len(found["tasks"])
-            if not found["tasks"] or seen >= found["total"]:
+            items = found.items or []
+            yield from (dict(task) for task in items)
+            seen += len(items)
+            if not items or seen >= found.response.total:
                 return
 
     def add_tasks(self, project: int, tasks: Sequence[Mapping[str, Any]]) -> None:
-        """Import tasks: all of them or, on an error, none."""
-        self.request("POST", f"/api/projects/{project}/import", json=list(tasks))
+        """Import tasks (`data`, `meta`, …): all of them or, on an error, none."""
+        request = [label_studio_sdk.ImportApiRequest(**task) for task in tasks]
+        self._call("projects.import_tasks", project, request=request)
+
+    def update_task(self, task: int, data: Mapping[str, Any]) -> None:
+        """Replace the data of a task."""
+        self._call("tasks.update", str(task), data=dict(data))
+
+    def delete_task(self, task: int) -> None:
+        """Delete a task with its annotations."""
+        self._call("tasks.delete", str(task))
+
+    def drafts(self, task: int) -> list[dict[str, Any]]:
+        """List the drafts of a task, also those of other people."""
+        drafts: list[dict[str, Any]] = self._get(f"api/tasks/{task}/drafts")
+        return drafts
+
+    def local_folders(self, project: int) -> set[str | None]:
+        """List the folders on the server's disk that a project may serve."""
+        found = self._call("import_storage.local.list", project=project)
+        return {storage.path for storage in found}
+
+    def add_local_folder(self, project: int, path: str) -> None:
+        """Let a project serve a folder on the server's disk."""
+        self._call(
+            "import_storage.local.create",
+            project=project,
+            path=path,
+            title="veneer",
+            use_blob_urls=True,
+        )
 
     def users(self) -> dict[int, str]:
-        """Number and address of each user; empty where the token may not list them."""
+        """Map the number of each user to the address; empty where the token may not list them."""
         try:
-            return {user["id"]: user["email"] for user in self.request("GET", "/api/users")}
+            found = self._call("users.list")
         except InputError:
             return {}
+        return {u.id: u.email for u in found if u.id is not None and u.email is not None}
 
+    def _get(self, path: str) -> Any:
+        """JSON of an address that the SDK has no method for, through its client."""
+        response = self._call("_client_wrapper.httpx_client.request", path, method="GET")
+        try:
+            return response.json()
+        except ValueError:
+            raise self._no_json() from None
 
-class Refused(InputError):
-    """The server did not accept a request."""
+    def _call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the SDK, such as "tasks.list"; again where the access token expired."""
+        try:
+            return self._call_once(name, *args, **kwargs)
+        except AccessExpired:  # the SDK goes by our clock, the server by its own
+            self._client = None
+            return self._call_once(name, *args, **kwargs)
 
-    def __init__(self, status: int, detail: str, where: str) -> None:
-        super().__init__(f"{where} refused the request ({status}): {detail}")
-        self.status, self.detail = status, detail
+    def _call_once(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the SDK, whose own errors hold all that was sent and received."""
+        if self._client is None:
+            self._client = self._connect()
+        try:
+            return attrgetter(name)(self._client)(*args, **kwargs)
+        except InputError:
+            raise
+        except (ApiError, ParsingError):
+            raise self._no_json() from None
+        except ValueError:  # of the answer to a personal access token; others are ApiErrors
+            raise StageError(f"{self.url} gave no access token on POST /{REFRESH}") from None
 
+    def _connect(self) -> label_studio_sdk.LabelStudio:
+        try:
+            return label_studio_sdk.LabelStudio(
+                base_url=f"{self.url}/",  # without the slash a refresh would lose the last folder
+                api_key=self._token,
+                headers={"User-Agent": "veneer"},
+                httpx_client=self._http,
+                max_retries=0,  # RetryingClient repeats, and knows what may be repeated
+            )
+        except (ApiError, ValueError, TypeError):  # a JWT with no date, or one that has passed
+            raise InputError(
+                f"{TOKEN} must be a valid token of {self.url}, got one without a date of expiry "
+                "or an expired one"
+            ) from None
 
-def _detail(answer: requests.Response) -> str:
-    """What the server says in a line; never the request, which may hold images."""
-    try:
-        told = answer.json()
-    except ValueError:
-        return answer.reason or "no reason given"
-    told = told if isinstance(told, dict) else {"detail": told}
-    errors = told.get("validation_errors") or told.get("detail")
-    if isinstance(errors, dict):
-        errors = "; ".join(str(v[0] if isinstance(v, list) else v) for v in errors.values())
-    return " ".join(str(errors).split())[:300]
+    def _no_json(self) -> InputError:
+        return InputError(
+            f"{URL} must be a Label Studio server, got a page that is no JSON from {self.url}"
+        )

@@ -1,4 +1,4 @@
-"""What `veneer annotate push` does: the parameters' campaign, with pictures of the candidates."""
+"""`veneer annotate push`: the campaign of the parameters, with pictures of the candidates."""
 
 import csv
 import os
@@ -26,7 +26,7 @@ DOCUMENT_ROOT = "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"  # the server's own var
 
 
 def plan_of(params: Params) -> Plan:
-    """What `campaign` of the parameters asks for."""
+    """Read what `campaign` of the parameters asks for."""
     c = params.campaign
     return Plan(c.name, c.votes, c.gold, c.repeats, tuple(c.artefacts), params.seed)
 
@@ -34,20 +34,31 @@ def plan_of(params: Params) -> Plan:
 def push_campaign(
     params: Params, layout: Layout, *, urls: Path | None = None, force: bool = False
 ) -> dict[str, Any]:
-    """`veneer annotate push`: see pipelines.annotation.sync.push."""
+    """Push the campaign of the parameters (see pipelines.annotation.sync.push).
+
+    Args:
+        params: The parameters.
+        layout: Where candidates and their pictures lie.
+        urls: CSV file with the columns key and url, the addresses of pictures that lie elsewhere.
+        force: Overwrite a label config that somebody edited on the server.
+
+    Returns:
+        What push returns.
+
+    Raises:
+        InputError: Wrong parameters, addresses or environment.
+    """
     server = from_environment()
     storage = _storage(params, urls)
     pairs = read_pairs(layout.candidates)
     images = CandidateImages(layout.root / "datasets", layout.candidates)
     tasks = plan_tasks(pairs, plan_of(params))
-    with reporter("push", len(tasks), show=True, unit="tasks") as report:
-        return push(
-            server, plan_of(params), tasks, images, storage, force=force, report=report.done
-        )
+    with reporter("push", len(tasks), show=True, unit="tasks") as bar:
+        return push(server, plan_of(params), tasks, images, storage, force=force, progress=bar.done)
 
 
 def export_campaign(params: Params, layout: Layout, out: Path) -> int:
-    """`veneer annotate push --export`: the pictures of all tasks as files."""
+    """Write the pictures of all tasks as PNG files into the folder `out`; how many."""
     images = CandidateImages(layout.root / "datasets", layout.candidates)
     return export_images(plan_tasks(read_pairs(layout.candidates), plan_of(params)), images, out)
 

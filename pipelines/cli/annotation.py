@@ -57,25 +57,25 @@ def push_command(
         count = export_campaign(p, layout, export)
         say({"images": count, "folder": str(export)}, f"{export}: {count} images", as_json)
         return
-    told = push_campaign(p, layout, urls=urls, force=force)
+    summary = push_campaign(p, layout, urls=urls, force=force)
     text = (
-        f"{told['url']}: {told['tasks']} tasks, {told['added']} added, {told['there']} there "
-        f"before, {told['readdressed']} with new addresses, {told['duplicates_removed']} "
-        "duplicates removed"
+        f"{summary['url']}: {summary['tasks']} tasks, {summary['added']} added, "
+        f"{summary['existing']} existing, {summary['urls_updated']} with new addresses, "
+        f"{summary['duplicates_removed']} duplicates removed"
     )
-    say(told, text, as_json)
+    say(summary, text, as_json)
 
 
 @app.command("status")
 def status_command(params: ParamsOption = PARAMS, as_json: JsonOption = False) -> None:
     """Progress of the campaign and of each annotator."""
     from pipelines.annotation.label_studio import from_environment
-    from pipelines.annotation.sync import status
+    from pipelines.annotation.status import status
     from pipelines.params import load_params
     from pipelines.reports.tables import campaign_table
 
-    told = status(from_environment(), load_params(params).campaign.name)
-    say(told, campaign_table(told), as_json)
+    summary = status(from_environment(), load_params(params).campaign.name)
+    say(summary, campaign_table(summary), as_json)
 
 
 @app.command("pull")
@@ -92,10 +92,10 @@ def pull_command(
     from pipelines.annotation.label_studio import from_environment
     from pipelines.annotation.sync import pull
 
-    told = pull(from_environment(), p.campaign.name, layout.votes, everything=full)
+    summary = pull(from_environment(), p.campaign.name, layout.votes, everything=full)
     lines = [
-        f"{layout.votes}: {told['votes']} votes ({told['new']} new), {told['valid']} count"
-        + ("" if told["changed"] else "; nothing changed")
+        f"{layout.votes}: {summary['votes']} votes ({summary['new']} new), {summary['valid']} count"
+        + ("" if summary["changed"] else "; nothing changed")
     ]
-    lines += [f"  {n} do not: {reason}" for reason, n in told["invalid"].items()]
-    say(told, "\n".join(lines), as_json)
+    lines += [f"  {n} do not: {reason}" for reason, n in summary["invalid"].items()]
+    say(summary, "\n".join(lines), as_json)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import requests
+import httpx
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache"
@@ -38,15 +38,15 @@ class Server:
     def call(self, method: str, path: str, token: str = TOKEN, **arguments):
         """JSON of an answer; an error is raised."""
         headers = {"Authorization": f"Token {token}"}
-        answer = requests.request(method, self.url + path, headers=headers, timeout=60, **arguments)
+        answer = httpx.request(method, self.url + path, headers=headers, timeout=60, **arguments)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
     def person(self, email: str) -> tuple[str, str]:
         """Sign somebody up with PASSWORD by invitation. Returns: legacy token and number."""
         invite = self.call("GET", "/api/invite")["invite_url"]
-        session = requests.Session()
-        page = session.get(self.url + invite, timeout=60)
+        session = httpx.Client(timeout=60, follow_redirects=True)
+        page = session.get(self.url + invite)
         hidden = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)
         assert hidden, page.text[:500]
         form = {
@@ -55,10 +55,10 @@ class Server:
             "password": PASSWORD,
             "allow_newsletters": "false",
         }
-        page = session.post(self.url + invite, data=form, timeout=60)
+        page = session.post(self.url + invite, data=form)
         page.raise_for_status()
-        token = session.get(f"{self.url}/api/current-user/token", timeout=60).json()["token"]
-        number = session.get(f"{self.url}/api/current-user/whoami", timeout=60).json()["id"]
+        token = session.get(f"{self.url}/api/current-user/token").json()["token"]
+        number = session.get(f"{self.url}/api/current-user/whoami").json()["id"]
         return token, str(number)
 
 
@@ -103,8 +103,8 @@ def _wait(server: Server, process: subprocess.Popen, log: Path, patience: float)
     while time.monotonic() < end:
         if process.poll() is not None:
             break
-        with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{server.url}/health", timeout=5).ok:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{server.url}/health", timeout=5).is_success:
                 return
         time.sleep(0.5)
     raise RuntimeError(f"Label Studio did not start:\n{log.read_text()[-3000:]}")

@@ -120,7 +120,8 @@ def as_victim(
 ) -> Victim:
     """Wrap a model or a function that scores pictures, and probe what it promises.
 
-    A module is put into eval mode for each call and left as it was. Seven probe images are scored.
+    A module is put into eval mode for each call and left as it was. Seven
+    probe images are scored without a gradient, and three more to look for one.
 
         victim = as_victim(my_module, low=0, high=10)
         victim = as_victim(my_metric, low=0, high=100, takes="pil", lower_is_better=True)

@@ -4,6 +4,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import jwt
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,9 +18,9 @@ from pipelines.annotation.campaign import (
     LocalFiles,
     Pair,
     Plan,
+    controls_in,
     export_images,
     label_config,
-    names_in,
     plan_tasks,
     task_batches,
     task_images,
@@ -108,10 +109,10 @@ def test_exported_pictures_are_all_that_tasks_show(tmp_path):
 
 
 def test_names_of_the_page():
-    found = names_in(label_config(("blur", 'a "b" & <c>')))
+    found = controls_in(label_config(("blur", 'a "b" & <c>')))
     assert found["artefacts"] == {"blur", 'a "b" & <c>'}
     assert found["verdict"] == {"degraded", "unchanged", "enhanced"}
-    assert names_in(label_config(()))["artefacts"] == set()
+    assert controls_in(label_config(()))["artefacts"] == set()
 
 
 def answers(score=5.0):
@@ -130,7 +131,7 @@ def stored(result, **more):
 def read_task(*annotations):
     meta = {"task": "a", "key": "a", "kind": "item", "expected": None, "left": "original"}
     task = {"id": 1, "meta": {"veneer": meta}, "annotations": annotations}
-    return list(votes_of_task(task, [], "server", names_in(label_config(("blur",))), {}))
+    return list(votes_of_task(task, [], "server", controls_in(label_config(("blur",))), {}))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +262,7 @@ def test_addresses_are_checked_before_anything_is_sent(tmp_path, monkeypatch, te
 
 # A server that answers wrongly. The real one is in test_annotation.py.
 
-PERSONAL = "header.payload.signature"
+PERSONAL = jwt.encode({"exp": 2**32, "token_type": "refresh"}, "k" * 32)
 
 
 @pytest.fixture

@@ -12,12 +12,13 @@ import time
 from collections import Counter
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
+import httpx
 import label_studio_server
 import numpy as np
 import pytest
-import requests
 import tiny
 
 from pipelines import cli
@@ -26,7 +27,9 @@ from pipelines.annotation.campaign import Inline, Links, LocalFiles, Pair, Plan,
 from pipelines.annotation.candidates import CandidateImages, read_pairs
 from pipelines.annotation.label_studio import LabelStudio
 from pipelines.annotation.opinion import Votes, mean_opinions
-from pipelines.annotation.sync import pull, push, status
+from pipelines.annotation.project import find_project
+from pipelines.annotation.status import status
+from pipelines.annotation.sync import pull, push
 from pipelines.annotation.votes import read_votes, valid
 from pipelines.errors import InputError, StageError
 from pipelines.reports.tables import campaign_table
@@ -97,7 +100,7 @@ def test_campaign_from_push_to_opinion_scores(running, server, people, plan, tmp
     first = push(server, plan, tasks, image, Inline())
     assert (first["tasks"], first["added"]) == (40, 40)
     again = push(server, plan, tasks, image, Inline())
-    assert (again["added"], again["there"], again["project"]) == (0, 40, first["project"])
+    assert (again["added"], again["existing"], again["project"]) == (0, 40, first["project"])
     assert Counter(names_on(server, first["project"])) == Counter(p.key for p in PAIRS)
 
     numbers = numbers_on(server, first["project"])
@@ -153,7 +156,7 @@ SLOW_PUSH = """
 import sys, time
 sys.path[:0] = {path!r}
 import pipelines.annotation.campaign as campaign
-import test_annotation as t
+import test_sync as t
 campaign.BATCH_TASKS = 5
 def slow(key):
     time.sleep(0.02)
@@ -166,13 +169,16 @@ t.push(server, plan, t.plan_tasks(t.PAIRS, plan), slow, t.Inline())
 
 def test_push_killed_half_way_and_repeated(running, server, plan):
     code = SLOW_PUSH.format(
-        path=sys.path, name=plan.name, url=running.url, token=label_studio_server.TOKEN
+        path=[str(Path(__file__).parent), *sys.path],
+        name=plan.name,
+        url=running.url,
+        token=label_studio_server.TOKEN,
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     end = time.monotonic() + 60
     there = 0
     while not there and process.poll() is None and time.monotonic() < end:
-        project = sync.find_project(server, plan.name)
+        project = find_project(server, plan.name)
         there = len(names_on(server, project["id"])) if project else 0
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -276,7 +282,7 @@ def test_tasks_of_others_are_left_alone(running, server, people, plan, tmp_path)
     vote(running, people[0][0], foreign)
     assert pull(server, plan.name, tmp_path / "v.parquet")["votes"] == 0
     assert status(server, plan.name)["foreign"] == 1
-    assert push(server, plan, plan_tasks(PAIRS[:2], plan), image, Inline())["there"] == 2
+    assert push(server, plan, plan_tasks(PAIRS[:2], plan), image, Inline())["existing"] == 2
 
 
 def test_local_files_are_served(running, server, plan):
@@ -288,7 +294,7 @@ def test_local_files_are_served(running, server, plan):
         assert task["data"][f"{original}_title"] == "ORIGINAL"
         key = task["meta"]["veneer"]["key"]
         parent = next(p.parent for p in PAIRS if p.key == key)
-        answer = requests.get(
+        answer = httpx.get(
             running.url + task["data"][original],
             headers={"Authorization": f"Token {label_studio_server.TOKEN}"},
             timeout=30,
@@ -328,20 +334,20 @@ def test_addresses_that_expired_are_renewed(running, server, people, plan, tmp_p
     vote(running, people[0][0], numbers[PAIRS[0].key])
     before = {t["id"]: t for t in server.tasks(project, ("id", "data", "meta"), votes=False)}
     told = push(server, plan, tasks, image, Links(None, new))
-    assert (told["readdressed"], told["added"]) == (len(tasks), 0)
+    assert (told["urls_updated"], told["added"]) == (len(tasks), 0)
     for task in server.tasks(project, ("id", "data", "meta"), votes=False):
         was = before[task["id"]]
         expected = {k: v.replace("?at=1", "?at=2") for k, v in was["data"].items()}
         assert (task["data"], task["meta"]) == (expected, was["meta"])
     assert pull(server, plan.name, tmp_path / "v.parquet")["valid"] == 1
-    assert push(server, plan, tasks, image, Links(None, new))["readdressed"] == 0
+    assert push(server, plan, tasks, image, Links(None, new))["urls_updated"] == 0
     some = {PAIRS[1].key: "https://p.example/other"}  # the rest is left alone
-    assert push(server, plan, tasks, image, Links(None, some))["readdressed"] == 1
+    assert push(server, plan, tasks, image, Links(None, some))["urls_updated"] == 1
     # Another seed draws other sides; what annotators have before them stays.
     other = plan_tasks(PAIRS[:4], replace(plan, seed=5))
     mine = [t for t in other if t.name in numbers]
     assert [t.left for t in mine] != [next(o for o in tasks if o.name == t.name).left for t in mine]
-    assert push(server, plan, mine, image, Links(None, {**new, **some}))["readdressed"] == 0
+    assert push(server, plan, mine, image, Links(None, {**new, **some}))["urls_updated"] == 0
 
 
 class Late(LabelStudio):
@@ -420,11 +426,18 @@ def test_wrong_token(running, plan, token):
     assert token not in str(told.value)
 
 
+def with_signature(token: str, signature: str) -> str:
+    return ".".join([*token.split(".")[:2], signature])
+
+
 def test_personal_access_token(running, personal, plan):
     assert personal.count(".") == 2
     server = LabelStudio(running.url, personal)
     told = push(server, plan, plan_tasks(PAIRS[:2], plan), image, Inline())
-    server._session.headers["Authorization"] = "Bearer expired"
+    # An access token that expired by the server's clock and not by ours.
+    server._client._client_wrapper._tokens_client._access_token = with_signature(
+        server._client._client_wrapper._tokens_client._access_token, "expired"
+    )
     assert status(server, plan.name)["project"] == told["project"]
     assert personal not in repr(server)
 
@@ -452,7 +465,7 @@ def test_a_project_that_someone_edited(running, server, people, plan, tmp_path):
     running.call("PATCH", f"/api/projects/{project}/", json={"label_config": theirs})
     with pytest.raises(InputError, match="was edited on the server"):
         push(server, plan, tasks, image, Inline())
-    assert push(server, plan, tasks, image, Inline(), force=True)["there"] == 2
+    assert push(server, plan, tasks, image, Inline(), force=True)["existing"] == 2
     assert running.call("GET", f"/api/projects/{project}")["label_config"] == ours
     # Another title is no harm: the mark in the description finds it.
     running.call("PATCH", f"/api/projects/{project}/", json={"title": "Renamed"})
@@ -473,7 +486,7 @@ def test_a_label_config_that_conflicts_with_votes(running, server, people, plan,
         push(server, other, tasks, image, Inline())
     assert pull(server, plan.name, tmp_path / "v.parquet")["valid"] == 1
     more = Plan(**{**vars(plan), "artefacts": ("blur", "noise", "colour")})
-    assert push(server, more, tasks, image, Inline())["there"] == 2
+    assert push(server, more, tasks, image, Inline())["existing"] == 2
 
 
 def test_campaign_without_project(server, plan, tmp_path):
@@ -579,7 +592,7 @@ def test_command_line_with_pictures_elsewhere(
         urls.write_text(f"key,url\n{rows}")
         told = pushed("--urls", str(urls))
         new, every = day == "1", told["tasks"]
-        assert (told["added"], told["readdressed"]) == ((every, 0) if new else (0, every))
+        assert (told["added"], told["urls_updated"]) == ((every, 0) if new else (0, every))
         assert shown(told["project"]) == set(known.values())
 
     own.params(**about, campaign__name="On disk", campaign__images="local")
@@ -589,7 +602,7 @@ def test_command_line_with_pictures_elsewhere(
     monkeypatch.setenv("LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT", str(running.files))
     for address in shown(pushed()["project"]):
         headers = {"Authorization": f"Token {label_studio_server.TOKEN}"}
-        answer = requests.get(running.url + address, headers=headers, timeout=30)
+        answer = httpx.get(running.url + address, headers=headers, timeout=30)
         assert answer.content == pictures[address.rpartition("/")[2].removesuffix(".png")]
 
 
@@ -613,7 +626,7 @@ def door(running):
                 return
             headers = {n: v for n, v in self.headers.items() if n in ("Authorization", CONTENT)}
             url = running.url + self.path
-            answer = requests.request(self.command, url, headers=headers, data=body, timeout=60)
+            answer = httpx.request(self.command, url, headers=headers, content=body, timeout=60)
             self.send_response(answer.status_code)
             self.send_header(CONTENT, answer.headers.get(CONTENT, ""))
             self.send_header("Content-Length", str(len(answer.content)))
@@ -656,7 +669,7 @@ def test_server_that_dies_in_mid_push_and_in_mid_pull(
     keys = {pair.key for pair in read_pairs(own.layout.candidates)}
     door.shuts, door.count = ("POST", "/import"), 2
     dies("push")
-    number = sync.find_project(server, name)["id"]
+    number = find_project(server, name)["id"]
     assert len(names_on(server, number)) == 1 + half < len(keys)
     assert veneer("annotate", "push", *places) == 0
     assert Counter(names_on(server, number)) == Counter(keys)
