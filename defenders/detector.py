@@ -1,10 +1,9 @@
 """Tells adversarial examples from photographs: a small MobileNetV2 on pixels and their residue."""
 
-import copy
 import io
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, Unpack
 
 import numpy as np
 import torch
@@ -12,6 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor, nn
+
+from victims.loop import Hooks, Row, fit, take_steps
 
 MAX_PARAMETERS = 600_000
 _RESIDUE = 8 / 255  # residues beyond eight grey levels are edges, not traces
@@ -141,67 +142,70 @@ def train_detector(
     lr: float = 3e-3,
     robust: bool = False,
     seed: int = 0,
-    resume: dict[str, Any] | None = None,
-    save: Callable[[dict[str, Any]], None] | None = None,
-    report: Callable[[dict[str, float]], None] | None = None,
-) -> list[dict[str, float]]:
+    **hooks: Unpack[Hooks],
+) -> list[Row]:
     """Train in place with AdamW and a cosine schedule; the epoch of highest validation AUC stays.
 
     Both classes weigh the same in every batch: an epoch shows each adversarial example once and as
-    many photographs, drawn again if they are fewer. robust: `augment` before the crop. resume,
-    save: an epoch's draws follow from seed and epoch alone, so a resumed training ends the same.
+    many photographs, drawn again if they are fewer. Of equal epochs the last one stays.
+
+    Args:
+        detector: Detector to train.
+        train: Images to learn from, of both classes.
+        validation: Images to choose the epoch by, of both classes.
+        epochs: Number of epochs, at least 1.
+        crop: Side of the random windows, in pixels, at least 32.
+        batch_size: Images per step, half of them of each class.
+        lr: Learning rate of the first step.
+        robust: `augment` before the crop.
+        seed: Seed of what an epoch draws, together with its number.
+        **hooks: Resumption, checkpoints and progress, see `victims.loop.Hooks`.
+
+    Returns:
+        A row per epoch: loss, auc and accuracy (%) on validation.
+
+    Raises:
+        ValueError: For bad arguments.
+        RuntimeError: If the loss is not finite.
     """
     _check(train, validation, epochs, crop)
     groups = [np.flatnonzero(np.array(train.adversarial) == label) for label in (False, True)]
     half = max(1, batch_size // 2)
     steps = -(-max(map(len, groups)) // half)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=lr, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * steps))
-    history: list[dict[str, float]] = []
-    best = copy.deepcopy(detector.state_dict())
-    if resume:
-        detector.load_state_dict(resume["model"])
-        optimizer.load_state_dict(resume["optimizer"])
-        schedule.load_state_dict(resume["schedule"])
-        history, best = resume["history"], resume["best"]
-    for epoch in range(len(history) + 1, epochs + 1):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    device = next(detector.parameters()).device
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         rng = np.random.default_rng((seed, epoch))
         orders = [np.resize(rng.permutation(g), steps * half) for g in groups]
-        detector.train()
-        total = 0.0
         for step in range(steps):
-            chosen = [int(i) for o in orders for i in o[step * half : (step + 1) * half]]
-            loss = _loss(detector, train, chosen, crop, robust, rng)
-            if not math.isfinite(loss.item()):
-                raise RuntimeError(f"loss must be finite, got {loss.item()}: lower lr ({lr})")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item()
+            places = [int(i) for o in orders for i in o[step * half : (step + 1) * half]]
+            yield _windows(train, places, crop, robust, rng)
+
+    def run_epoch(epoch: int) -> Row:
+        detector.train()
+        losses = (
+            (_loss(detector, windows.to(device), labels.to(device)), len(labels))
+            for windows, labels in batches(epoch)
+        )
+        return {"loss": take_steps(losses, optimizer, schedule)}
+
+    def validate(_: int) -> Row:
         p = probabilities(detector, validation)
-        row = {
-            "epoch": float(epoch),
-            "loss": total / steps,
-            "auc": auc(p, validation.adversarial),
-            "accuracy": accuracy(p, validation.adversarial),
-        }
-        if row["auc"] >= max((r["auc"] for r in history), default=-1.0):
-            best = copy.deepcopy(detector.state_dict())
-        history.append(row)
-        if report:
-            report(row)
-        if save:
-            save(
-                {
-                    "model": detector.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "history": history,
-                    "best": best,
-                }
-            )
-    detector.load_state_dict(best)
+        labels = validation.adversarial
+        return {"auc": auc(p, labels), "accuracy": accuracy(p, labels)}
+
+    history = fit(
+        detector,
+        run_epoch,
+        epochs=epochs,
+        validate=validate,
+        score=lambda row: row["auc"],
+        prefer_later=True,
+        state={"optimizer": optimizer, "schedule": schedule},
+        **hooks,
+    )
     detector.eval()
     return history
 
@@ -218,22 +222,24 @@ def _check(train: LabelledImages, validation: LabelledImages, epochs: int, crop:
             )
 
 
-def _loss(
-    detector: Detector,
+def _windows(
     data: LabelledImages,
-    chosen: Sequence[int],
+    places: Sequence[int],
     crop: int,
     robust: bool,
     rng: np.random.Generator,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """Random windows, uint8 (N,3,crop,crop), and labels (N,) of the images at these places."""
     windows, labels = [], []
-    for index in chosen:
-        image, label = data[index]
+    for place in places:
+        image, label = data[place]
         windows.append(crop_and_flip(augment(image, rng) if robust else image, crop, rng))
         labels.append(float(label))
-    device = next(detector.parameters()).device
-    logits = detector(torch.stack(windows).to(device).float() / 255)
-    return F.binary_cross_entropy_with_logits(logits, torch.tensor(labels, device=device))
+    return torch.stack(windows), torch.tensor(labels)
+
+
+def _loss(detector: Detector, windows: Tensor, labels: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(detector(windows.float() / 255), labels)
 
 
 @torch.no_grad()

@@ -2,18 +2,22 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from victims.base import ScoreScale, freeze_batch_norm_stats
+from victims.loop import Hooks, Row, fit, take_steps
 from victims.metrics import rmse, srocc
 
 Scored = tuple[Sequence[Tensor], Sequence[float]]
+# Images (N,3,S,S) in [0,1], their scores (N,), and views of photographs (V,3,S,S), V 0 or more.
+Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def finetune(
@@ -32,25 +36,40 @@ def finetune(
     lr: float = 1e-4,
     clean_share: float = 0.5,
     seed: int = 0,
-    resume: dict[str, Any] | None = None,
-    save: Callable[[dict[str, Any]], None] | None = None,
-    report: Callable[[dict[str, float]], None] | None = None,
-) -> list[dict[str, float]]:
+    **hooks: Unpack[Hooks],
+) -> list[Row]:
     """Fine-tune in place on photographs and adversarial examples with the scores people gave.
 
-    model: any torch module from RGB (N,3,H,W) in [0,1] to (N,) scores on the scale. clean and the
-    others: images uint8 (3,H,W) of one size S, and their scores. Smooth L1 on scores as tenths of
-    the scale. Beyond the paper and with `distillation_weight`: also between what the model and
-    `teacher` (None: the model as it came) say of random views of `photographs` (uint8 of any size,
-    needing no scores; as many per step as clean images), so that what it knew of other pictures
-    stays. AdamW with a cosine schedule; running statistics of batch norms stay. clean_share of each
-    batch
-    are clean images; an epoch shows each of these once and draws the examples in turn.
-    The epoch of the lowest mean error on validation (photographs and examples alike) stays, the
-    model as it came among them. save gets the state after every epoch; given again as `resume`,
-    with the same other arguments, the training goes on to the same weights. Returns: a row per
-    epoch with loss, srocc and rmse (photographs), rmse_adversarial. Raises ValueError for empty
-    data, RuntimeError where the loss is not finite.
+    Smooth L1 on scores as tenths of the scale, AdamW with a cosine schedule; running statistics of
+    batch norms stay. The epoch of the lowest mean error on validation (photographs and examples
+    alike) stays, the model as it came among them.
+
+    Args:
+        model: Any torch module from RGB (N,3,H,W) in [0,1] to (N,) scores on the scale.
+        scale: Range of the scores.
+        clean: Photographs, uint8 (3,H,W) of one size S, and their scores; an epoch shows each once.
+        adversarial: Examples of size S and their scores, drawn in turn.
+        validation: Photographs of size S and their scores.
+        validation_adversarial: Examples of size S and their scores; None: the photographs again.
+        photographs: uint8 (3,H,W) of any size, needing no scores: what distillation shows.
+        distillation_weight: At least 0. Beyond the paper, the weight of a smooth L1 between what
+            the model and `teacher` say of random views of `photographs`, as many per step as clean
+            images, so that what it knew of other pictures stays.
+        teacher: Module like `model`; None: the model as it came.
+        epochs: Number of epochs, at least 1.
+        batch_size: Images per step, views aside.
+        lr: Learning rate of the first step.
+        clean_share: Share of photographs in a batch, in (0, 1).
+        seed: Seed of what an epoch draws, together with its number.
+        **hooks: Resumption, checkpoints and progress, see `victims.loop.Hooks`.
+
+    Returns:
+        A row per epoch, epoch 0 (the model as it came) first: loss, srocc and rmse (photographs),
+        rmse_adversarial.
+
+    Raises:
+        ValueError: For empty data or other bad arguments.
+        RuntimeError: If the loss is not finite.
     """
     _check(clean, adversarial, validation, epochs, clean_share)
     if distillation_weight < 0 or (distillation_weight and not len(photographs)):
@@ -62,7 +81,7 @@ def finetune(
     if teacher is not None:
         teacher.eval().requires_grad_(False)
     parameters = list(model.parameters())
-    before = [p.requires_grad for p in parameters]
+    trainable = [p.requires_grad for p in parameters]
     model.requires_grad_(True)
     device = parameters[0].device
     per_batch = max(1, round(batch_size * clean_share))
@@ -71,49 +90,40 @@ def finetune(
     unit = scale.range / 10
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
-    history: list[dict[str, float]] = []
-    best, best_state = math.inf, copy.deepcopy(model.state_dict())
-    if resume:
-        model.load_state_dict(resume["model"])
-        optimizer.load_state_dict(resume["optimizer"])
-        schedule.load_state_dict(resume["schedule"])
-        history = list(resume["history"])
-        best, best_state = resume["best"], resume["best_state"]
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        rng = np.random.default_rng((seed, epoch))
+        return _epoch(clean, adversarial, sizes, steps, photographs if teacher else (), rng)
+
+    def losses(epoch: int) -> Iterator[tuple[Tensor, int]]:
+        for images, mos, views in batches(epoch):
+            images, wanted = images.to(device), mos.to(device) / unit
+            if teacher is None:
+                yield F.smooth_l1_loss(model(images) / unit, wanted), len(mos)
+            else:
+                views = views.to(device)
+                loss = _distill(model, teacher, distillation_weight, images, wanted, views, unit)
+                yield loss, len(mos)
+
+    def run_epoch(epoch: int) -> Row:
+        torch.manual_seed(seed * 100_003 + epoch)  # dropout
+        model.train()
+        freeze_batch_norm_stats(model)
+        return {"loss": take_steps(losses(epoch), optimizer, schedule)}
+
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        for epoch in range(len(history), epochs + 1):
-            torch.manual_seed(seed * 100_003 + epoch)  # dropout
-            loss = math.nan
-            if epoch:
-                rng = np.random.default_rng((seed, epoch))
-                drawn = _epoch(
-                    clean, adversarial, sizes, steps, photographs, bool(distillation_weight), rng
-                )
-                loss = (
-                    _learn(model, teacher, distillation_weight, drawn, unit, optimizer, schedule)
-                    / steps
-                )
-            row = {"epoch": float(epoch), "loss": loss}
-            row |= _validate(model, validation, validation_adversarial or validation)
-            history.append(row)
-            error = row["rmse"] + row["rmse_adversarial"]
-            if error < best:
-                best, best_state = error, copy.deepcopy(model.state_dict())
-            if report:
-                report(row)
-            if save:
-                save(
-                    {
-                        "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "schedule": schedule.state_dict(),
-                        "history": history,
-                        "best": best,
-                        "best_state": best_state,
-                    }
-                )
-    model.load_state_dict(best_state)
+        history = fit(
+            model,
+            run_epoch,
+            epochs=epochs,
+            validate=lambda _: _validate(model, validation, validation_adversarial or validation),
+            untrained={"loss": math.nan},
+            score=lambda row: -(row["rmse"] + row["rmse_adversarial"]),
+            state={"optimizer": optimizer, "schedule": schedule},
+            **hooks,
+        )
     model.eval()
-    for parameter, flag in zip(parameters, before, strict=True):
+    for parameter, flag in zip(parameters, trainable, strict=True):
         parameter.requires_grad_(flag)
     return history
 
@@ -135,7 +145,9 @@ def blend(model: nn.Module, origin: Mapping[str, Tensor], share: float) -> None:
 
 
 @torch.no_grad()
-def scores_of(model: nn.Module, images: Sequence[Tensor], batch_size: int = 32) -> np.ndarray:
+def scores_of(
+    model: nn.Module, images: Sequence[Tensor], batch_size: int = 32
+) -> NDArray[np.float64]:
     """Scores (n,) of images uint8 (3,H,W) of one size."""
     model.eval()
     device = next(model.parameters()).device
@@ -161,10 +173,9 @@ def _epoch(
     sizes: tuple[int, int],
     steps: int,
     photographs: Sequence[Tensor],
-    viewed: bool,
     rng: np.random.Generator,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Images in [0,1], half of them mirrored, their scores, and views of photographs if `viewed`.
+) -> Iterator[Batch]:
+    """The batches of an epoch, half of the images mirrored; views if there are photographs.
 
     sizes: clean and adversarial images of a step, of the former as many views.
     """
@@ -172,7 +183,7 @@ def _epoch(
         np.resize(rng.permutation(len(images)), steps * size)
         for (images, _), size in zip((clean, adversarial), sizes, strict=True)
     ]
-    looks = rng.integers(0, max(1, len(photographs)), (steps, sizes[0]))
+    viewed = rng.integers(0, max(1, len(photographs)), (steps, sizes[0]))
     for step in range(steps):
         images, mos = _batch(clean, orders[0], step, sizes[0])
         more, more_mos = _batch(adversarial, orders[1], step, sizes[1])
@@ -180,59 +191,27 @@ def _epoch(
         mirrored = torch.from_numpy(rng.random(len(pixels)) < 0.5)
         shown = torch.where(mirrored[:, None, None, None], pixels.flip(3), pixels)
         views = pixels[:0]
-        if viewed:
+        if len(photographs):
             side = pixels.shape[2:]
-            views = torch.cat([_view(photographs[i], side, rng) for i in looks[step].tolist()])
+            views = torch.cat([_view(photographs[i], side, rng) for i in viewed[step].tolist()])
         yield shown, torch.tensor(mos + more_mos), views
 
 
-def _learn(
-    model: nn.Module,
-    teacher: nn.Module | None,
-    distillation_weight: float,
-    drawn: Iterator[tuple[Tensor, Tensor, Tensor]],
-    unit: float,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> float:
-    """A step on each of what is drawn; the sum of the losses."""
-    model.train()
-    freeze_batch_norm_stats(model)
-    device = next(model.parameters()).device
-    total = 0.0
-    for shown, mos, views in drawn:
-        wanted = mos.to(device) / unit
-        if teacher is None:
-            loss = F.smooth_l1_loss(model(shown.to(device)) / unit, wanted)
-        else:
-            loss = _keeping(model, teacher, distillation_weight, shown, wanted, views, unit)
-        if not math.isfinite(loss.item()):
-            lr = schedule.base_lrs[0]
-            raise RuntimeError(f"loss must be finite, got {loss.item()}: lower lr ({lr})")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        total += loss.item()
-    return total
-
-
-def _keeping(
+def _distill(
     model: nn.Module,
     teacher: nn.Module,
     distillation_weight: float,
-    shown: Tensor,
+    images: Tensor,
     wanted: Tensor,
     views: Tensor,
     unit: float,
 ) -> Tensor:
-    """Smooth L1 of the scores of `shown` to `wanted`, and of `views` to what the teacher says."""
-    shown, views = shown.to(wanted.device), views.to(wanted.device)
-    scores = model(torch.cat([shown, views])) / unit
+    """Smooth L1 of the scores of `images` to `wanted`, and of `views` to what the teacher says."""
+    scores = model(torch.cat([images, views])) / unit
     with torch.no_grad():
         known = teacher(views) / unit
-    loss = F.smooth_l1_loss(scores[: len(shown)], wanted)
-    return loss + distillation_weight * F.smooth_l1_loss(scores[len(shown) :], known)
+    loss = F.smooth_l1_loss(scores[: len(images)], wanted)
+    return loss + distillation_weight * F.smooth_l1_loss(scores[len(images) :], known)
 
 
 def _batch(data: Scored, order: Any, step: int, size: int) -> tuple[list[Tensor], list[float]]:

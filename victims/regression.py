@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -15,11 +14,10 @@ from torch.nn import functional
 
 from victims.base import freeze_batch_norm_stats
 from victims.crops import crop_scores, enlarge, five_crop_corners, random_crops
+from victims.loop import Hooks, RandomState, Row, Stateful, fit, take_steps
 from victims.metrics import agreement
 from victims.quality import QualityModel
-from victims.resuming import random_state, set_random_state
 
-Row = dict[str, float]
 CONSISTENCY, RANKING = 0.5, 0.05  # weights of TReS's losses beside L1
 
 
@@ -44,6 +42,10 @@ class Phase:
             raise ValueError(f"lr and head_lr must be above 0, got {self.lr:g}, {self.head_lr:g}")
         if self.optimizer not in ("adam", "sgd"):
             raise ValueError(f"optimizer must be adam or sgd, got {self.optimizer!r}")
+
+    def decay(self, turn: int) -> float:
+        """Factor on the learning rates in epoch 0, 1, ... of the phase."""
+        return 0.1 ** (turn // self.drop_every) if self.drop_every else 1.0
 
 
 # kind of victim -> the schedule of its paper, as BAIQA trains it.
@@ -111,106 +113,91 @@ def train_regressor(
     loss: str | None = None,
     batch_size: int = 32,
     seed: int = 0,
-    report: Callable[[Row], None] | None = None,
-    after_epoch: Callable[[int], None] | None = None,
-    resume: dict[str, Any] | None = None,
-    save: Callable[[dict[str, Any]], None] | None = None,
+    measure: Callable[[int], Row] | None = None,
+    **hooks: Unpack[Hooks],
 ) -> list[Row]:
     """Train in place on one random crop and flip of each image per epoch.
 
     Keeps the epoch of highest SRCC on validation (five crops), or the last where there is none.
     Running statistics of the backbone's batch norms stay. The same seed and number of threads give
-    the same weights. images: uint8 (3, H, W) of any sizes, read by index when needed. labels: on
-    the model's scale, or beyond it. loss: None takes the model's own. after_epoch: called with the
-    model in eval mode, epoch 0 first. save: called with the state after each epoch; given as
-    `resume`, with the same other arguments, the training goes on to the same weights.
-    Returns: a row per epoch, epoch 0 (untrained) first: loss, and srocc, lcc, rmse on validation.
-    Raises: ValueError for bad arguments, RuntimeError if the loss is not finite.
+    the same weights.
+
+    Args:
+        model: Quality model to train.
+        images: uint8 (3, H, W) of any sizes, read by index when needed.
+        labels: Opinions on the model's scale, or beyond it, one for each image.
+        validation: Images and labels to choose the epoch by.
+        phases: The schedule, one phase after the other.
+        loss: One of LOSSES; None: the model's own.
+        batch_size: Images per step, at least 1.
+        seed: Seed of order, crops and dropout.
+        measure: Further metrics of an epoch (0, the untrained model, first), of the model in
+            evaluation mode; they join its row.
+        **hooks: Resumption, checkpoints and progress, see `victims.loop.Hooks`.
+
+    Returns:
+        A row per epoch, epoch 0 (untrained) first: loss, lr, and srocc, lcc, rmse on validation.
+
+    Raises:
+        ValueError: For bad arguments.
+        RuntimeError: If the loss is not finite.
     """
     name = loss or model.loss
     _check(images, labels, name, batch_size)
     wanted = torch.tensor([float(label) for label in labels], dtype=torch.float64)
     wanted = ((wanted - model.scale.low) / model.scale.range).float().to(model.device)
     generator = torch.Generator().manual_seed(seed)
-    history: list[Row] = []
-    best_srcc, best_state = -math.inf, copy.deepcopy(model.state_dict())
-    devices = [model.device] if model.device.type == "cuda" else []
-    plan = [(phase, turn) for phase in phases for turn in range(phase.epochs)]
-    optimizer: torch.optim.Optimizer | None = None
+    optimizers = [_optimizer(model, phase) for phase in phases]
+    plan = [
+        (phase, optimizer, turn)
+        for phase, optimizer in zip(phases, optimizers, strict=True)
+        for turn in range(phase.epochs)
+    ]
 
-    def close(total: float, rate: float) -> None:
-        nonlocal best_srcc, best_state
+    def losses() -> Iterator[tuple[Tensor, int]]:
+        for part in torch.randperm(len(images), generator=generator).split(batch_size):
+            batch = [images[i].to(model.device)[None] for i in part.tolist()]
+            crops = random_crops(batch, model.input_size, generator)[:, 0].float() / 255
+            yield LOSSES[name](model, crops, wanted[part.to(model.device)]), len(part)
+
+    def run_epoch(epoch: int) -> Row:
+        phase, optimizer, turn = plan[epoch - 1]
+        _start_epoch(model, phase)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base"] * phase.decay(turn)
+        return {"loss": take_steps(losses(), optimizer), "lr": phase.lr * phase.decay(turn)}
+
+    def validate(epoch: int) -> Row:
         model.freeze()
-        epoch = len(history)
-        row = {"epoch": float(epoch), "loss": total, "lr": rate}
-        if validation:
-            row |= _validate(model, *validation)
-        history.append(row)
-        # Without validation the last epoch counts.
-        if (row["srocc"] > best_srcc) if validation else epoch == len(plan):
-            best_srcc = row.get("srocc", 0.0)
-            best_state = copy.deepcopy(model.state_dict())
-        if report:
-            report(row)
-        if after_epoch:
-            after_epoch(epoch)
-        if save:
-            save(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer and optimizer.state_dict(),
-                    "random": random_state(generator, model.device),
-                    "history": history,
-                    "best": (best_srcc, best_state),
-                }
-            )
+        row = _validate(model, *validation) if validation else {}
+        return row | (measure(epoch) if measure else {})
 
-    with torch.random.fork_rng(devices):
+    state: dict[str, Stateful] = {"random": RandomState(generator, model.device)}
+    state |= {f"optimizer {i}": optimizer for i, optimizer in enumerate(optimizers)}
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout
-        if resume:
-            model.load_state_dict(resume["model"])
-            set_random_state(resume["random"], generator, model.device)
-            history += resume["history"]
-            best_srcc, best_state = resume["best"]
-        else:
-            close(math.nan, 0.0)
-        for phase, turn in plan[len(history) - 1 :]:
-            if not turn or not optimizer:
-                optimizer = _optimizer(model, phase)
-                if turn and resume:
-                    optimizer.load_state_dict(resume["optimizer"])
-            _start_epoch(model, phase)
-            factor = 0.1 ** (turn // phase.drop_every) if phase.drop_every else 1.0
-            for group in optimizer.param_groups:
-                group["lr"] = group["base"] * factor
-            total = 0.0
-            for part in torch.randperm(len(images), generator=generator).split(batch_size):
-                some = [images[i].to(model.device)[None] for i in part.tolist()]
-                crops = random_crops(some, model.input_size, generator)[:, 0].float() / 255
-                value = LOSSES[name](model, crops, wanted[part.to(model.device)])
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()
-                optimizer.step()
-                total += value.item() * len(part) / len(images)
-            if not math.isfinite(total):
-                raise RuntimeError(
-                    f"loss must be finite, got {total} in epoch {len(history)} (lower the lr?)"
-                )
-            close(total, phase.lr * factor)
-    model.load_state_dict(best_state)
+        history = fit(
+            model,
+            run_epoch,
+            epochs=len(plan),
+            validate=validate,
+            untrained={"loss": math.nan, "lr": 0.0},
+            score=(lambda row: row["srocc"]) if validation else None,
+            state=state,
+            **hooks,
+        )
     model.freeze()
     return history
 
 
 def _optimizer(model: QualityModel, phase: Phase) -> torch.optim.Optimizer:
     frozen = model.frozen()
-    backbone = [p for p in model.backbone.parameters() if p not in frozen]
-    own = set(model.backbone.parameters())
-    groups = [{"params": [p for p in model.parameters() if p not in own], "lr": phase.head_lr}]
-    if phase.backbone and backbone:
-        groups.append({"params": backbone, "lr": phase.lr})
-    for group in groups:
-        group["base"] = group["lr"]
+    trained = [p for p in model.backbone.parameters() if p not in frozen]
+    backbone = set(model.backbone.parameters())
+    head = [p for p in model.parameters() if p not in backbone]
+    groups = [{"params": head, "lr": phase.head_lr, "base": phase.head_lr}]
+    if phase.backbone and trained:
+        groups.append({"params": trained, "lr": phase.lr, "base": phase.lr})
     if phase.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, weight_decay=phase.weight_decay)
     return torch.optim.Adam(groups, weight_decay=phase.weight_decay)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, Unpack
 
 import numpy as np
 import torch
@@ -16,15 +15,12 @@ from torch import Tensor
 
 from victims.fitting import FullTask, HeadTask, Scored, ScoredStream
 from victims.heads import D10Head, d10_targets, emd_loss
+from victims.loop import Hooks, RandomState, Row, Stateful, best_epoch, fit, take_steps
 from victims.metrics import agreement
 from victims.nima import Nima
-from victims.resuming import random_state, set_random_state
 
 LOSSES = ("emd", "l1", "mse")
 SOLVERS = ("adamw", "lbfgs")
-Row = dict[str, float]
-State = dict[str, Any]
-Batches = Iterator[tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -62,27 +58,44 @@ def train_victim(
     flip: bool = True,
     crop: float = 1.0,
     num_workers: int = 0,
-    progress: Callable[[Row], None] | None = None,
-    resume: State | None = None,
-    save: Callable[[State], None] | None = None,
+    **hooks: Unpack[Hooks],
 ) -> TrainingResult:
     """Train a victim in place; leave its best epoch in it.
 
     The best epoch is the one of highest SRCC on validation. On a CPU the same seed gives the same
     weights, whatever the global random state; on a GPU it computes in bfloat16.
 
-    loss: "emd" (D10 heads only), or "l1" or "mse" between scores and mos, as shares of the scale.
-    lr, head_lr: of the backbone and of the head (None: 10 x lr). freeze_backbone: train the head
-    alone, on features computed once (lr, crop and freeze_batchnorm do not apply).
-    solver: "adamw" with a cosine schedule, or for a frozen backbone "lbfgs": each epoch is the
-    optimum of loss + penalty * |W|^2 (W on features of one common deviation, no dropout), with the
-    penalty at weight_decay in the first epoch and half as large in each one after: with "mse" the
-    path of a ridge regression. freeze_batchnorm: keep the running statistics; right for pretrained
-    weights and small data, wrong from scratch. flip: mirror images at random. crop: least side of a
-    random crop, as a share of the side, in (0, 1]. progress: called with each row of the history.
-    save: called with the state after each epoch; given as `resume`, with the same other arguments,
-    the training goes on to the same weights.
-    Raises: ValueError for bad arguments, RuntimeError if the loss is not finite.
+    Args:
+        model: Victim to train.
+        train: Images with opinions to learn from.
+        validation: Images with opinions to choose the epoch by.
+        loss: "emd" (D10 heads only), or "l1" or "mse" between scores and mos, as shares of the
+            scale.
+        epochs: Number of epochs, at least 0.
+        lr: Learning rate of the backbone.
+        head_lr: Learning rate of the head; None: 10 x lr.
+        weight_decay: Of AdamW, or the first penalty of "lbfgs".
+        batch_size: Images per step, at least 1.
+        seed: Seed of order, augmentation and dropout.
+        freeze_backbone: Train the head alone, on features computed once (lr, crop and
+            freeze_batchnorm do not apply).
+        solver: "adamw" with a cosine schedule, or for a frozen backbone "lbfgs": each epoch is the
+            optimum of loss + penalty * |W|^2 (W on features of one common deviation, no dropout),
+            with the penalty at weight_decay in the first epoch and half as large in each one after:
+            with "mse" the path of a ridge regression.
+        freeze_batchnorm: Keep the running statistics; right for pretrained weights and small data,
+            wrong from scratch.
+        flip: Mirror images at random.
+        crop: Least side of a random crop, as a share of the side, in (0, 1].
+        num_workers: Processes that read images.
+        **hooks: Resumption, checkpoints and progress, see `victims.loop.Hooks`.
+
+    Returns:
+        The chosen epoch and the history.
+
+    Raises:
+        ValueError: For bad arguments.
+        RuntimeError: If the loss is not finite.
     """
     _check(model, loss, epochs, batch_size, crop)
     _check_solver(solver, freeze_backbone)
@@ -96,16 +109,36 @@ def train_victim(
         else:
             task = FullTask(*data)
             task.crop, task.freeze_batchnorm = crop, freeze_batchnorm
-        solve: Solver
+        run_epoch: Solver
         if solver == "lbfgs" and isinstance(task, HeadTask):
-            solve = RegularizationPath(task, loss, weight_decay)
+            run_epoch = RegularizationPath(task, loss, weight_decay)
         else:
-            solve = Descent(task, loss, epochs, rates, weight_decay, seed)
+            run_epoch = Descent(task, loss, epochs, rates, weight_decay, seed)
         try:
-            return _fit(task, epochs, solve, progress, resume, save)
+            history = fit(
+                task.trained,
+                run_epoch,
+                epochs=epochs,
+                validate=lambda epoch: _validate(task, epoch),
+                untrained={"loss": math.nan},
+                score=lambda row: row["srocc"],
+                state=run_epoch.state,
+                **hooks,
+            )
         finally:
             task.finish()
             model.freeze()
+    return TrainingResult(best_epoch(history, "srocc"), history)
+
+
+def _validate(task: HeadTask | FullTask, epoch: int) -> Row:
+    """Agreement on the validation split; RuntimeError where a score is not finite."""
+    scores, mos = task.validate()
+    if not np.isfinite(scores).all():
+        raise RuntimeError(f"scores must be finite, got NaN after epoch {epoch} (lower the lr?)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an untrained head may be constant: srocc is NaN
+        return agreement(scores, mos, task.model.scale)
 
 
 def training_loss(model: Nima, logits: Tensor, mos: Tensor, std: Tensor, loss: str) -> Tensor:
@@ -117,16 +150,12 @@ def training_loss(model: Nima, logits: Tensor, mos: Tensor, std: Tensor, loss: s
 
 
 class Solver(Protocol):
-    """Runs epochs, and keeps between them what `state` says."""
+    """Runs epochs; `state` is what it keeps between them."""
 
-    def __call__(self, epoch: int) -> Row:
-        """Run epoch 1, 2, ...; what to record of it."""
+    state: Mapping[str, Stateful]
 
-    def state(self) -> State:
-        """What a checkpoint holds besides the weights."""
-
-    def restore(self, state: State) -> None:
-        """Go on from there."""
+    def __call__(self, epoch: int, /) -> Row:
+        """Run epoch 1, 2, ...; return metrics of it."""
 
 
 class Descent:
@@ -141,55 +170,42 @@ class Descent:
         weight_decay: float,
         seed: int,
     ) -> None:
-        self.task, self.loss, self.rates = task, loss, rates
+        self.task, self.loss = task, loss
         self.optimizer = torch.optim.AdamW(task.parameters(*rates), weight_decay=weight_decay)
         steps = epochs * math.ceil(task.size / task.batch_size)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(steps, 1))
         self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, epoch: int) -> Row:
-        """Each training image once."""
-        task, rate = self.task, float(self.schedule.get_last_lr()[0])
-        task.start_epoch()
-        total = 0.0
-        for logits, mos, std in task.batches(self.generator):
-            value = training_loss(task.model, logits, mos, std, self.loss)
-            self.optimizer.zero_grad()
-            value.backward()
-            self.optimizer.step()
-            self.schedule.step()
-            total += value.item() * len(mos)
-        if not math.isfinite(total):
-            raise RuntimeError(
-                f"loss must be finite, got {total / task.size} in epoch {epoch} "
-                f"(a lower lr than {self.rates[0]:g}, or head_lr than {self.rates[1]:g}, may help)"
-            )
-        return {"loss": total / task.size, "lr": rate}
-
-    def state(self) -> State:
-        """Moments, rate, and where the random numbers stand."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "random": random_state(self.generator, self.task.model.device),
+        self.state: Mapping[str, Stateful] = {
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "random": RandomState(self.generator, task.model.device),
         }
 
-    def restore(self, state: State) -> None:
-        """Go on from there."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        set_random_state(state["random"], self.generator, self.task.model.device)
+    def __call__(self, epoch: int, /) -> Row:
+        """Show each training image once."""
+        lr = float(self.schedule.get_last_lr()[0])
+        self.task.start_epoch()
+        losses = (
+            (training_loss(self.task.model, logits, mos, std, self.loss), len(mos))
+            for logits, mos, std in self.task.batches(self.generator)
+        )
+        return {"loss": take_steps(losses, self.optimizer, self.schedule), "lr": lr}
 
 
 class RegularizationPath:
-    """The optimum for one penalty, from that for the penalty before."""
+    """The optimum for one penalty, from that for the penalty before.
+
+    An epoch is one call of LBFGS, which evaluates the loss as often as its line search needs:
+    nothing that `victims.loop.take_steps` could do.
+    """
 
     def __init__(self, task: HeadTask, loss: str, weight_decay: float) -> None:
+        self.state: Mapping[str, Stateful] = {}  # the weights say all
         self.task, self.loss, self.weight_decay = task, loss, weight_decay
         self.weights = task.parameters(0, 0)[0]["params"]
 
-    def __call__(self, epoch: int) -> Row:
-        """The optimum for half the penalty of the epoch before."""
+    def __call__(self, epoch: int, /) -> Row:
+        """Find the optimum for half the penalty of the epoch before."""
         penalty = self.weight_decay / 2 ** (epoch - 1)
         fit = 0.0
         optimizer = torch.optim.LBFGS(
@@ -214,61 +230,6 @@ class RegularizationPath:
         if not math.isfinite(fit):
             raise RuntimeError(f"loss must be finite, got {fit} for penalty {penalty:g}")
         return {"loss": fit, "penalty": penalty}
-
-    def state(self) -> State:
-        """Nothing: the weights say all."""
-        return {}
-
-    def restore(self, state: State) -> None:
-        """Nothing to restore."""
-
-
-def _fit(
-    task: HeadTask | FullTask,
-    epochs: int,
-    solve: Solver,
-    progress: Callable[[Row], None] | None,
-    resume: State | None,
-    save: Callable[[State], None] | None,
-) -> TrainingResult:
-    """Run the epochs, and load the state of the best one."""
-    history: list[Row] = []
-    best_epoch, best_srcc, best_state = 0, -math.inf, copy.deepcopy(task.trained.state_dict())
-    if resume:
-        task.trained.load_state_dict(resume["model"])
-        solve.restore(resume["solver"])
-        history = list(resume["history"])
-        best_epoch, best_srcc, best_state = resume["best"]
-    for epoch in range(len(history), epochs + 1):
-        row: Row = {"epoch": float(epoch), "loss": math.nan}
-        if epoch:
-            row |= solve(epoch)
-        scores, mos = task.validate()
-        if not np.isfinite(scores).all():
-            raise RuntimeError(
-                f"scores must be finite, got NaN after epoch {epoch} (lower the lr?)"
-            )
-        with warnings.catch_warnings():
-            # An untrained head may give constant scores: srocc NaN, and never the best epoch.
-            warnings.simplefilter("ignore")
-            row |= agreement(scores, mos, task.model.scale)
-        history.append(row)
-        if row["srocc"] > best_srcc:
-            best_epoch, best_srcc = epoch, row["srocc"]
-            best_state = copy.deepcopy(task.trained.state_dict())
-        if progress:
-            progress(row)
-        if save:
-            save(
-                {
-                    "model": task.trained.state_dict(),
-                    "solver": solve.state(),
-                    "history": history,
-                    "best": (best_epoch, best_srcc, best_state),
-                }
-            )
-    task.trained.load_state_dict(best_state)
-    return TrainingResult(best_epoch, history)
 
 
 @contextmanager

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attackers.backdoor.dct import BLOCK, band_mask, dct_matrix
 from attackers.backdoor.trigger import Trigger, rms
 from victims.crops import CropVictim, MappedVictim, random_crops
+from victims.loop import Hooks, RandomState, Row, fit, take_steps
 
-Row = dict[str, float]
 EFFECTS = ("features", "signed", "absolute")
 
 
@@ -31,98 +30,109 @@ def search_trigger(
     lr: float = 1.0,
     batch_size: int = 32,
     seed: int = 0,
-    report: Callable[[Row], None] | None = None,
-    resume: dict[str, Any] | None = None,
-    save: Callable[[dict[str, Any]], None] | None = None,
+    **hooks: Unpack[Hooks],
 ) -> tuple[Trigger, list[Row]]:
     """Search the trigger that moves the surrogate's scores most within an RMS of eps.
 
     Minimises L = -|f(T(x,t)) - f(x)| + lam·max(mean square of t, eps²) with Adam over t; x is a
     picture with its trigger **before** the random crop and flip, as in a stored file. |Δ| is
     taken on a scale of 100, that lam is made for. The mean square is the tile's: that of the
-    picture up to clamping.
-    Beyond the paper: project scales t back onto the bound after each step, so that lam's term
-    stays constant. Without it the first step over the bound has a gradient a hundred times that of
-    |Δ|, and Adam's second moment then holds t where it is for hundreds of steps. In the end the
-    bound holds exactly, and t gets the sign under which +t scores above -t on `images`.
-    effect "absolute" is |f(T(x,t)) - f(x)| as in the paper. Its maximum is even in α where a
-    texture as such changes the score: measured on LIVEC, +t and -t both raised it by 11 of 100,
-    while the backdoor must tell them apart. "signed" is (f(T(x,t)) - f(T(x,-t))) / 2, its odd part.
-    "features" asks no score: it drives apart what the surrogate's maps, pooled, say of +t and of
-    -t, the squared distance of the means in standard deviations over pictures. What a network
-    sees apart before it is trained, it learns to score apart from few pictures.
-    images: uint8 (3, H, W) of any sizes. lr: in levels of a coefficient, of the first epoch; it
-    falls linearly. save: called with the state after each epoch; given as `resume`, with the same
-    other arguments, the search goes on to the same trigger.
-    Returns: the trigger, and a row per epoch: effect (mean |Δ| in % of the scale; for "features"
-    the mean squared distance), psnr, loss.
-    Raises: ValueError for bad arguments, RuntimeError if the loss is not finite.
+    picture up to clamping. In the end the bound holds exactly, and t gets the sign under which +t
+    scores above -t on `images`.
+
+    Args:
+        surrogate: Model whose scores, or maps, the trigger moves.
+        images: uint8 (3, H, W) of any sizes.
+        band: Frequencies of the trigger.
+        origin: Where its tiles begin.
+        eps: Bound on the root mean square of t, in (0, 1].
+        lam: Weight of the bound in the loss, at least 0.
+        project: Beyond the paper, scale t back onto the bound after each step, so that lam's term
+            stays constant. Without it the first step over the bound has a gradient a hundred times
+            that of |Δ|, and Adam's second moment then holds t where it is for hundreds of steps.
+        effect: "absolute" is |f(T(x,t)) - f(x)| as in the paper. Its maximum is even in α where a
+            texture as such changes the score: measured on LIVEC, +t and -t both raised it by 11 of
+            100, while the backdoor must tell them apart. "signed" is (f(T(x,t)) - f(T(x,-t))) / 2,
+            its odd part. "features" asks no score: it drives apart what the surrogate's maps,
+            pooled, say of +t and of -t, the squared distance of the means in standard deviations
+            over pictures. What a network sees apart before it is trained, it learns to score apart
+            from few pictures.
+        epochs: Number of epochs, at least 1.
+        lr: In levels of a coefficient, of the first epoch; it falls linearly.
+        batch_size: Images per step.
+        seed: Seed of the start, the order and the crops.
+        **hooks: Resumption, checkpoints and progress, see `victims.loop.Hooks`.
+
+    Returns:
+        The trigger, and a row per epoch: loss, effect (mean |Δ| in % of the scale; for "features"
+        the mean squared distance), psnr (dB).
+
+    Raises:
+        ValueError: For bad arguments.
+        RuntimeError: If the loss is not finite.
     """
     _check(images, eps, lam, epochs, lr)
     if effect not in EFFECTS:
         raise ValueError(f"effect must be one of {', '.join(EFFECTS)}, got {effect!r}")
     generator = torch.Generator().manual_seed(seed)
-    mask = band_mask(band)
-    coefficients = _start(effect, mask, eps, generator).to(surrogate.device).requires_grad_(True)
+    mask = band_mask(band).to(surrogate.device)
+    start = _start(effect, band_mask(band), eps, generator).to(surrogate.device)
+    search = nn.ParameterDict({"coefficients": start})
+    coefficients = search["coefficients"]
     optimizer = torch.optim.Adam([coefficients], lr=lr)
+    if project:
+        optimizer.register_step_post_hook(lambda *_: _project(coefficients, mask, eps))
     lr_decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / epochs, epochs)
-    if effect == "features":
-        spread = _spread(surrogate, images, generator, batch_size)
+    measure = _measure(effect, surrogate, images, generator, batch_size)
 
-        def measure(some: list[Tensor], trigger: Trigger) -> Tensor:
-            return _separation(surrogate, some, trigger, generator, spread)
-    else:
-        per_cent = 100 / surrogate.scale.range
+    def run_epoch(_: int) -> Row:
+        changes: list[Tensor] = []
 
-        def measure(some: list[Tensor], trigger: Trigger) -> Tensor:
-            return _effect(surrogate, some, trigger, generator, effect) * per_cent
+        def losses() -> Iterator[tuple[Tensor, int]]:
+            for part in torch.randperm(len(images), generator=generator).split(batch_size):
+                in_band = coefficients * mask
+                batch = [images[i] for i in part.tolist()]
+                change = measure(batch, Trigger(in_band, band, origin))
+                changes.append(change.detach().double() * len(part) / len(images))
+                # Projected, t is on the bound to rounding, which must not switch the penalty on.
+                size = coefficients.new_tensor(eps**2)
+                if not project:
+                    size = rms(in_band).square().clamp_min(size)
+                yield lam * size - change, len(part)
 
-    history: list[Row] = []
-    if resume:
-        coefficients.data.copy_(resume["coefficients"])
-        optimizer.load_state_dict(resume["optimizer"])
-        lr_decay.load_state_dict(resume["lr_decay"])
-        generator.set_state(resume["generator"])
-        history += resume["history"]
-    for epoch in range(len(history) + 1, epochs + 1):
-        seen = total = 0.0
-        order = torch.randperm(len(images), generator=generator)
-        for part in order.split(batch_size):
-            kept = coefficients * mask.to(coefficients)
-            trigger = Trigger(kept, band, origin)
-            some = [images[i] for i in part.tolist()]
-            change = measure(some, trigger)
-            # Projected, t is on the bound to rounding, which must not switch the penalty on.
-            size = kept.new_tensor(eps**2) if project else rms(kept).square().clamp_min(eps**2)
-            loss = lam * size - change
-            if not math.isfinite(loss.item()):
-                raise RuntimeError(f"loss must be finite, got {loss.item()} in epoch {epoch}")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if project:
-                _project(coefficients, mask, eps)
-            seen += change.item() * len(part) / len(images)
-            total += loss.item() * len(part) / len(images)
+        loss = take_steps(losses(), optimizer)
         lr_decay.step()
-        row = {"epoch": float(epoch), "loss": total, "effect": seen, "psnr": trigger.psnr}
-        history.append(row)
-        if report:
-            report(row)
-        if save:
-            save(
-                {
-                    "coefficients": coefficients.detach(),
-                    "optimizer": optimizer.state_dict(),
-                    "lr_decay": lr_decay.state_dict(),
-                    "generator": generator.get_state(),
-                    "history": history,
-                }
-            )
+        trigger = Trigger(coefficients * mask, band, origin)
+        return {"loss": loss, "effect": float(sum(changes)), "psnr": trigger.psnr}
+
+    history = fit(
+        search,
+        run_epoch,
+        epochs=epochs,
+        state={"optimizer": optimizer, "lr_decay": lr_decay, "random": RandomState(generator)},
+        **hooks,
+    )
     _project(coefficients, mask, eps)
     found = coefficients.detach()
+    # Crops of its own: a search that was finished before has kept no state of the generator.
+    generator.manual_seed(seed)
     sign = _sign(surrogate, images, Trigger(found, band, origin), generator, batch_size)
     return Trigger((sign * found).cpu(), band, origin), history
+
+
+def _measure(
+    effect: str,
+    surrogate: MappedVictim,
+    images: Sequence[Tensor],
+    generator: torch.Generator,
+    batch_size: int,
+) -> Callable[[list[Tensor], Trigger], Tensor]:
+    """What the search maximises, as a function of some of the images and a trigger: ()."""
+    if effect == "features":
+        spread = _spread(surrogate, images, generator, batch_size)
+        return lambda batch, trigger: _separation(surrogate, batch, trigger, generator, spread)
+    percent = 100 / surrogate.scale.range
+    return lambda batch, trigger: _effect(surrogate, batch, trigger, generator, effect) * percent
 
 
 def _start(effect: str, mask: Tensor, eps: float, generator: torch.Generator) -> Tensor:
@@ -207,8 +217,8 @@ def _spread(
     """Standard deviation of each pooled feature over one random crop of each picture: (F,)."""
     seen = []
     for start in range(0, len(images), batch_size):
-        some = images[start : start + batch_size]
-        crops = random_crops(_floats(surrogate, some), surrogate.input_size, generator)
+        batch = images[start : start + batch_size]
+        crops = random_crops(_floats(surrogate, batch), surrogate.input_size, generator)
         seen.append(_pooled(surrogate, crops[:, 0]))
     return torch.cat(seen).std(0, correction=0) + 1e-3
 
@@ -229,8 +239,8 @@ def _sign(
     """1 where +t scores above -t in the mean, else -1."""
     total = 0.0
     for start in range(0, len(images), batch_size):
-        some = images[start : start + batch_size]
-        total += len(some) * float(_effect(surrogate, some, trigger, generator, "signed"))
+        batch = images[start : start + batch_size]
+        total += len(batch) * float(_effect(surrogate, batch, trigger, generator, "signed"))
     return 1.0 if total >= 0 else -1.0
 
 

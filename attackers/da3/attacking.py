@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from attackers.da3.attacker import DA3Attacker, Plan, generate
 from attackers.da3.spsa import spsa_gradient
-from attackers.loop import train
+from attackers.da3.training import train_stage
 from attackers.metrics import msi, rasr
 from attackers.objectives import Objective, closeness, concentration, score_hinge
 from attackers.projections import interpolate, max_fraction, quantize
 from victims.base import Victim
+from victims.loop import Hooks, Row
 
 # Learning rate multipliers: high for the parameters that all images share, low (1) for the
 # pretrained latent spaces.
@@ -86,15 +87,32 @@ def train_attacker(
     patience: int = 4,
     seed: int = 0,
     queries: int = 8,
-    **hooks: Any,
-) -> list[dict[str, float]]:
+    **hooks: Unpack[Hooks],
+) -> list[Row]:
     """Train against one victim; the epoch with the lowest held-out loss stays.
 
-    images, held_out: uint8 (N,3,S,S), S the ADT's size or larger, best as large as what the victim
-    sees; held_out is the fixed validation subset of ART. hooks: resume, save, report of
-    attackers.loop.train. The learning rate falls linearly to nothing over the epochs, beside the
-    plateau. Returns: one row per epoch with rasr (%), msi (victim's unit), victim
-    calls so far.
+    The learning rate falls linearly to nothing over the epochs, beside the plateau.
+
+    Args:
+        attacker: Attacker to train, in place.
+        victim: Model that it learns to deceive.
+        images: uint8 (N,3,S,S), S the ADT's size or larger, best as large as what the victim sees.
+        held_out: uint8 (M,3,S,S), the fixed validation subset of ART.
+        objective: What counts as a success, and at which price.
+        epochs: Number of epochs, at least 0.
+        batch_size: Images per step.
+        lr: Learning rate of the latent spaces; RATES has factors for the rest.
+        patience: Epochs without a lower held-out loss before the rate falls to a tenth.
+        seed: Seed of what an epoch draws, together with its number.
+        queries: Calls per image where the victim has no gradient.
+        **hooks: Resumption, checkpoints and progress, see `victims.loop.Hooks`.
+
+    Returns:
+        One row per epoch with loss, rasr (%), msi (victim's unit), victim calls so far.
+
+    Raises:
+        ValueError: For bad arguments.
+        RuntimeError: If a loss is not finite.
     """
     device = next(attacker.parameters()).device
     if not len(images) or not len(held_out):
@@ -103,45 +121,25 @@ def train_attacker(
         )
     per_image = 2 if victim.differentiable else 2 + queries
     resumed = hooks.get("resume")
-    calls = int(resumed["progress"]["history"][-1]["calls"]) if resumed else 0
+    calls = int(resumed["history"][-1]["calls"]) if resumed else 0
 
-    def floats(batch: Tensor) -> Tensor:
-        return batch.to(device).float() / 255
+    def batches(generator: torch.Generator) -> Iterator[Tensor]:
+        order = torch.randperm(len(images), generator=generator)
+        return (images[chosen].to(device).float() / 255 for chosen in order.split(batch_size))
 
-    def losses(epoch: int) -> Iterator[Tensor]:
+    def losses(epoch: int) -> Iterator[tuple[Tensor, int]]:
         nonlocal calls
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-        order = torch.randperm(len(images), generator=generator)
-        for chosen in order.split(batch_size):
-            calls += per_image * len(chosen)
-            x = floats(images[chosen])
+        for x in batches(generator):
+            calls += per_image * len(x)
             mirrored = torch.rand(len(x), generator=generator) < 0.5
             x = torch.where(mirrored.view(-1, 1, 1, 1).to(device), x.flip(3), x)
-            yield attack_loss(attacker, victim, x, objective, generator, queries=queries)
+            yield attack_loss(attacker, victim, x, objective, generator, queries=queries), len(x)
 
-    def validate() -> dict[str, float]:
-        clean, adversarial, rest = [], [], 0.0
-        for batch in held_out.split(32):
-            x = floats(batch)
-            made = generate(attacker, victim, x, objective=objective)
-            clean.append(made.scores_clean.cpu())
-            adversarial.append(made.scores.cpu())
-            rest += float(objective.lam * concentration(made.plan.weights).sum())
-            rest += float(objective.alpha * closeness(x, made.images).sum())
-        m_x, m_y = torch.cat(clean), torch.cat(adversarial)
-        unit = victim.scale.range / 10
-        hinge = score_hinge(m_x / unit, m_y / unit, objective.eta, objective.direction)
-        return {
-            "loss": float(hinge.mean()) + rest / len(held_out),
-            "rasr": rasr(m_x, m_y, direction=objective.direction),
-            "msi": msi(m_x, m_y, direction=objective.direction),
-            "calls": float(calls),
-        }
-
-    return train(
+    return train_stage(
         attacker,
         losses,
-        validate,
+        lambda: {**held_out_metrics(attacker, victim, held_out, objective), "calls": float(calls)},
         epochs=epochs,
         lr=lr,
         patience=patience,
@@ -149,3 +147,36 @@ def train_attacker(
         decay_steps=epochs * math.ceil(len(images) / batch_size),
         **hooks,
     )
+
+
+def held_out_metrics(
+    attacker: DA3Attacker, victim: Victim, images: Tensor, objective: Objective
+) -> Row:
+    """Loss of formula 6, RASR and MSI of the attacker on images that it does not train on.
+
+    Args:
+        attacker: Attacker, where it stands.
+        victim: Model that it deceives.
+        images: uint8 (N,3,S,S).
+        objective: As in training.
+
+    Returns:
+        loss, rasr (%), msi (victim's unit).
+    """
+    device = next(attacker.parameters()).device
+    clean, adversarial, rest = [], [], 0.0
+    for batch in images.split(32):
+        x = batch.to(device).float() / 255
+        examples = generate(attacker, victim, x, objective=objective)
+        clean.append(examples.scores_clean.cpu())
+        adversarial.append(examples.scores.cpu())
+        rest += float(objective.lam * concentration(examples.plan.weights).sum())
+        rest += float(objective.alpha * closeness(x, examples.images).sum())
+    m_x, m_y = torch.cat(clean), torch.cat(adversarial)
+    unit = victim.scale.range / 10
+    hinge = score_hinge(m_x / unit, m_y / unit, objective.eta, objective.direction)
+    return {
+        "loss": float(hinge.mean()) + rest / len(images),
+        "rasr": rasr(m_x, m_y, direction=objective.direction),
+        "msi": msi(m_x, m_y, direction=objective.direction),
+    }

@@ -1,14 +1,15 @@
 """First stage: each latent space learns to undo its filter (formula 3)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from attackers.da3.adt import ADT
 from attackers.da3.filters import FILTER_NAMES, FILTERS
-from attackers.loop import train
+from attackers.da3.training import train_stage
+from victims.loop import Hooks, Row
 
 MAX_STRENGTH = dict.fromkeys(FILTER_NAMES, 1.0) | {"rgb2bgr": 0.8}
 """s_max of the forward process; below 1 where the strongest filter cannot be undone."""
@@ -99,23 +100,39 @@ def pretrain(
     epochs: int,
     lr: float = 2e-4,
     patience: int = 4,
-    **hooks: Any,
-) -> list[dict[str, float]]:
+    **hooks: Unpack[Hooks],
+) -> list[Row]:
     """Train the latent spaces on perturbed pictures; the epoch with the lowest error stays.
 
-    batches: epoch -> (t, pairs) of one epoch, seeded by the epoch. held_out: pairs of photographs
-    that are not trained on. hooks: resume, save, report of attackers.loop.train. The filters share
-    no weight, so each one's error counts relative to doing nothing: none drowns the others.
+    The filters share no weight, so each one's error counts relative to doing nothing: none drowns
+    the others.
+
+    Args:
+        adt: Latent spaces to train, in place.
+        batches: Returns step t and pairs of each batch of an epoch (0, 1, ...), which seeds them.
+        held_out: Returns steps and pairs of photographs that are not trained on.
+        epochs: Number of epochs, at least 0.
+        lr: Learning rate.
+        patience: Epochs without a lower held-out error before the rate falls to a tenth.
+        **hooks: Resumption, checkpoints and progress, see `victims.loop.Hooks`.
+
+    Returns:
+        One row per epoch with loss (mean ratio of the error to that of doing nothing), and the
+        ratio of each filter.
+
+    Raises:
+        ValueError: For bad arguments.
+        RuntimeError: If a loss is not finite.
     """
 
-    def losses(epoch: int) -> Iterator[Tensor]:
+    def losses(epoch: int) -> Iterator[tuple[Tensor, int]]:
         for t, pairs in batches(epoch):
             errors, nothing = reconstruction(adt, pairs, t)
-            yield (errors.sum(1) / (nothing.sum(1) + 1)).sum()
+            yield (errors.sum(1) / (nothing.sum(1) + 1)).sum(), errors.shape[1]
 
-    def validate() -> dict[str, float]:
+    def validate() -> Row:
         rows = held_out_errors(adt, held_out())
         ratios = {name: row["ratio"] for name, row in rows.items()}
         return {"loss": sum(ratios.values()) / max(len(ratios), 1), **ratios}
 
-    return train(adt, losses, validate, epochs=epochs, lr=lr, patience=patience, **hooks)
+    return train_stage(adt, losses, validate, epochs=epochs, lr=lr, patience=patience, **hooks)

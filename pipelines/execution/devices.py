@@ -1,8 +1,7 @@
-"""Devices, precision, threads and the progress line of trainings."""
+"""Devices, precision and threads."""
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -51,19 +50,3 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def epoch_reporter(what: str, epochs: int, columns: tuple[str, ...]) -> Callable[..., None]:
-    """A line on stderr for each epoch of a training.
-
-    Args:
-        what: What the training is called.
-        epochs: Number of epochs.
-        columns: Values of an epoch that the line shows, where there are any.
-    """
-
-    def report(row: dict[str, float]) -> None:
-        values = ", ".join(f"{name} {row[name]:.4g}" for name in columns if name in row)
-        print(f"{what}: epoch {row['epoch']:.0f}/{epochs}, {values}", file=sys.stderr, flush=True)
-
-    return report

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from rich.console import Console
@@ -48,6 +48,25 @@ def reporter(
             yield _Bar(bar, bar.add_task(description, total=total))
     else:
         yield _Lines(description, total, show, unit)
+
+
+def epoch_reporter(
+    description: str, epochs: int, columns: Sequence[str]
+) -> Callable[[dict[str, float]], None]:
+    """A line on stderr for each epoch of a training.
+
+    Args:
+        description: What is trained.
+        epochs: Number of epochs.
+        columns: Metrics that the line shows, where a row has them.
+    """
+
+    def report(row: dict[str, float]) -> None:
+        values = ", ".join(f"{name} {row[name]:.4g}" for name in columns if name in row)
+        text = f"{description}: epoch {row['epoch']:.0f}/{epochs}, {values}"
+        print(text, file=sys.stderr, flush=True)
+
+    return report
 
 
 class _Throughput(ProgressColumn):

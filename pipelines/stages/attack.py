@@ -17,7 +17,6 @@ from attackers.projections import psnr, ssim
 from pipelines.execution.devices import (
     chosen_dtype,
     device,
-    epoch_reporter,
     precision,
     torch_threads,
 )
@@ -228,11 +227,7 @@ def _train(
                 patience=settings.patience,
                 seed=params.seed,
                 queries=settings.queries,
-                resume=work.checkpoint(),
-                save=work.save,
-                report=epoch_reporter(
-                    f"attack {name} {mode}", settings.epochs, ("loss", "rasr", "msi")
-                ),
+                **work.hooks(f"attack {name} {mode}", settings.epochs, ("loss", "rasr", "msi")),
             )
         about = {"victim": name, "mode": mode, "seed": params.seed}
         save_model(attacker, work.model, about, history)

@@ -15,11 +15,10 @@ from attackers.backdoor.trigger import Injector
 from defenders.cleansing import fine_tune
 from defenders.pruning import channel_activity, prune
 from pipelines.errors import InputError
-from pipelines.execution.devices import hardware, torch_threads
+from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Backdoor, Params, QualityParams
 from pipelines.readers.pictures import Originals
-from pipelines.readers.poisoned import open_trigger
-from pipelines.stages.quality import trained_quality
+from pipelines.readers.poisoned import build_quality, open_trigger
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_of, code_version
 from pipelines.storage.files import write_json
@@ -33,6 +32,7 @@ from pipelines.storage.manifest import (
 )
 from pipelines.storage.records import SPLITS
 from victims.kinds import victim_module
+from victims.loop import best_epoch
 from victims.metrics import agreement
 from victims.quality import QualityModel
 from victims.registry import save_victim, victim_sha256
@@ -41,7 +41,7 @@ from victims.regression import phases_of, train_regressor
 STAGE = "backdoor"
 # filtered: the rows of `p` that are not marked as poisoned, what its card tells a careful user.
 SCHEMES = ("clean", "p", "c", "filtered")
-BENIGN = ("rmse", "plcc", "srocc")
+METRICS = ("rmse", "plcc", "srocc", "mmae", "mmra")
 Report = dict[str, Any]
 
 
@@ -66,16 +66,22 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         code=code_version(__name__, victim_module(quality.model.get("kind"))),
     )
     work = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}", mark)
+    phases = phases_of(quality.model["kind"], quality.phases)
     with torch_threads(params.engine.threads):
-        victim, history = trained_quality(
-            work,
-            quality,
-            f"{scheme}-{name}",
-            manifest.scale,
+        victim = build_quality(quality, f"{scheme}-{name}", manifest.scale, params.seed)
+        history = train_regressor(
+            victim.to(device()),
             pictures["train"],
-            pictures["validation"],
+            pictures["train"].mos,
+            (pictures["validation"], pictures["validation"].mos),
+            phases=phases,
+            batch_size=quality.batch_size,
             seed=params.seed,
-            what=f"backdoor {scheme}-{name}",
+            **work.hooks(
+                f"backdoor {scheme}-{name}",
+                sum(phase.epochs for phase in phases),
+                ("loss", "srocc", "rmse"),
+            ),
         )
         save_victim(victim, layout.backdoored(scheme, name), code=code_of(victim))
         measure = _meter(params.seed, trigger, pictures["test"], delta_y)
@@ -104,7 +110,7 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         "test": len(pictures["test"]),
         "crops": settings.crops,
         "delta_y": delta_y,
-        "best_epoch": max(history, key=lambda r: r["srocc"])["epoch"],
+        "best_epoch": best_epoch(history, "srocc"),
         **row,
         "defenses": defenses,
         "label_source": manifest.scale.label_source,
@@ -182,14 +188,16 @@ def _defend(
             f"backdoor: mMAE {row['mmae']:.2f}, mMRA {row['mmra']:.2f}, SROCC {row['srocc']:.3f}",
             file=sys.stderr,
         )
-        return {name: row[name] for name in (*BENIGN, "mmae", "mmra")}
+        return {name: row[name] for name in METRICS}
 
     curves: dict[str, list[Report]] = {}
     if "finetune" in settings.defenses:
         labels = [train.records[i]["mos"] for i in benign]
         tuned = copy.deepcopy(victim)
         rows = _fine_tuned(work, params, quality, tuned, images, labels, lambda: look(tuned))
-        curves["finetune"] = [{"x": float(epoch), **row} for epoch, row in rows]
+        curves["finetune"] = [
+            {"x": row["epoch"], **{name: row[name] for name in METRICS}} for row in rows
+        ]
     if "prune" in settings.defenses:
         pruned = copy.deepcopy(victim)
         activity = channel_activity(pruned, images)
@@ -207,28 +215,25 @@ def _fine_tuned(
     victim: QualityModel,
     images: Sequence[Tensor],
     labels: Sequence[float],
-    look: Callable[[], Report],
-) -> list[tuple[int, Report]]:
-    """What `look` says while the victim is fine-tuned; goes on from the checkpoint in `work`."""
+    measure: Callable[[], Report],
+) -> list[Report]:
+    """Rows of the epochs that are measured while the victim is fine-tuned."""
     phases = phases_of(quality.model["kind"], quality.phases)
-    saved = work.checkpoint() or {"training": None, "rows": []}
-    rows: list[tuple[int, Report]] = saved["rows"]
+    epochs = sum(phase.epochs for phase in phases)
     return fine_tune(
-        lambda after_epoch: train_regressor(
+        lambda metrics: train_regressor(
             victim,
             images,
             labels,
             phases=phases,
             batch_size=quality.batch_size,
             seed=params.seed,
-            after_epoch=after_epoch,
-            resume=saved["training"],
-            save=lambda state: work.save({"training": state, "rows": rows}),
+            measure=metrics,
+            **work.hooks("backdoor, fine-tuning", epochs),
         ),
-        epochs=sum(phase.epochs for phase in phases),
-        measure=look,
+        epochs=epochs,
+        measure=measure,
         every=params.section("backdoor").every,
-        rows=rows,
     )
 
 

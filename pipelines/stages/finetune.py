@@ -16,7 +16,7 @@ from attackers.metrics import basr, msi, rasr
 from defenders.detector import compress
 from defenders.finetuning import Scored, blend, finetune, scores_of
 from pipelines.errors import InputError
-from pipelines.execution.devices import device, epoch_reporter, hardware, torch_threads
+from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Params
 from pipelines.readers.pictures import squash
 from pipelines.readers.rows import ImageRow, open_dataset
@@ -219,7 +219,7 @@ def _train(
         seed = params.seed + run
         mark = fingerprint(**about, seed=seed)
         training = TrainingFolder(work.parent, work.name, "training", mark)
-        what = f"finetune {name}" + (f", seed {seed}" if settings.soup > 1 else "")
+        description = f"finetune {name}" + (f", seed {seed}" if settings.soup > 1 else "")
         model.load_state_dict(came)
         rows = finetune(
             model,
@@ -232,10 +232,8 @@ def _train(
             teacher=original,
             **recipe,
             seed=seed,
-            resume=training.checkpoint(),
-            save=training.save,
-            report=epoch_reporter(
-                what, settings.epochs, ("loss", "srocc", "rmse", "rmse_adversarial")
+            **training.hooks(
+                description, settings.epochs, ("loss", "srocc", "rmse", "rmse_adversarial")
             ),
         )
         history += [{"seed": float(seed), **row} for row in rows]

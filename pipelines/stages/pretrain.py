@@ -13,7 +13,6 @@ from attackers.da3.pretraining import Pairs, held_out_errors, pretrain
 from pipelines.execution.devices import (
     chosen_dtype,
     device,
-    epoch_reporter,
     hardware,
     precision,
     torch_threads,
@@ -117,9 +116,7 @@ def run_pretrain(params: Params, layout: Layout) -> dict[str, Any]:
                 epochs=settings.epochs,
                 lr=settings.lr,
                 patience=settings.patience,
-                resume=work.checkpoint(),
-                save=work.save,
-                report=epoch_reporter(STAGE, settings.epochs, ("loss",)),
+                **work.hooks(STAGE, settings.epochs),
             )
             save_model(adt, work.model, {"seed": params.seed}, history)
         load_weights(adt, work.model, STAGE)

@@ -1,6 +1,5 @@
 """Stage `search_trigger`: a surrogate on the poisoned subset, then UAP-DCT; or a baseline."""
 
-import json
 from typing import Any
 
 import torch
@@ -9,16 +8,15 @@ from attackers.backdoor.metrics import score_changes
 from attackers.backdoor.registry import build_baseline
 from attackers.backdoor.trigger import Injector, trigger_bytes, trigger_sha256
 from attackers.backdoor.uap import search_trigger
-from pipelines.execution.devices import epoch_reporter, torch_threads
+from pipelines.execution.devices import device, torch_threads
 from pipelines.params import Params
 from pipelines.readers.pictures import Originals
 from pipelines.readers.poisoned import (
     TRIGGER,
-    open_trigger,
+    build_quality,
     poisoned_keys,
     training_keys,
 )
-from pipelines.stages.quality import ROWS, trained_quality
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_of, code_version
 from pipelines.storage.files import write_bytes, write_csv, write_json
@@ -27,6 +25,7 @@ from pipelines.storage.manifest import Manifest, fingerprint, read_manifest, sam
 from victims.kinds import victim_module
 from victims.quality import QualityModel
 from victims.registry import save_victim, state_sha256, victim_sha256
+from victims.regression import phases_of, train_regressor
 
 STAGE = "search_trigger"
 SURROGATE = "surrogate"
@@ -74,7 +73,7 @@ def run_search_trigger(params: Params, layout: Layout) -> dict[str, Any]:
 def _surrogate(
     params: Params, layout: Layout, clean: Manifest, pictures: Originals
 ) -> tuple[QualityModel, list[dict[str, float]]]:
-    """The trained surrogate: from the work folder where it was finished before."""
+    """The trained surrogate, and a row per epoch of its training."""
     name = params.section("trigger").surrogate
     settings = params.quality_model(name)
     mark = fingerprint(
@@ -86,8 +85,16 @@ def _surrogate(
         code=code_version(__name__, victim_module(settings.model.get("kind"))),
     )
     work = TrainingFolder(layout.work, STAGE, SURROGATE, mark)
-    model, history = trained_quality(
-        work, settings, SURROGATE, clean.scale, pictures, seed=params.seed, what="surrogate"
+    model = build_quality(settings, SURROGATE, clean.scale, params.seed).to(device())
+    phases = phases_of(settings.model["kind"], settings.phases)
+    history = train_regressor(
+        model,
+        pictures,
+        pictures.mos,
+        phases=phases,
+        batch_size=settings.batch_size,
+        seed=params.seed,
+        **work.hooks(SURROGATE, sum(phase.epochs for phase in phases)),
     )
     return model, history[1:]
 
@@ -99,7 +106,7 @@ def _trigger(
     pictures: Originals,
     surrogate: QualityModel,
 ) -> tuple[Injector, list[dict[str, float]]]:
-    """The trigger and the rows of its search: from the work folder where it was found before."""
+    """The trigger, and a row per epoch of its search."""
     settings = params.section("trigger")
     if settings.kind != "uap":
         return build_baseline(settings.kind, **settings.settings), []
@@ -113,10 +120,7 @@ def _trigger(
         code=[code_version(__name__), code_of(surrogate)],
     )
     work = TrainingFolder(layout.work, STAGE, "trigger", mark)
-    rows = work.path / ROWS
-    if rows.exists():
-        return open_trigger(work.path)[0], json.loads(rows.read_text())
-    found, history = search_trigger(
+    return search_trigger(
         surrogate,
         pictures,
         band=settings.band,
@@ -129,14 +133,8 @@ def _trigger(
         lr=settings.lr,
         batch_size=settings.batch_size,
         seed=params.seed,
-        report=epoch_reporter("search_trigger", settings.epochs, ("loss", "effect", "psnr")),
-        resume=work.checkpoint(),
-        save=work.save,
+        **work.hooks("search_trigger", settings.epochs, ("loss", "effect", "psnr")),
     )
-    write_bytes(work.path / TRIGGER, trigger_bytes(found))
-    write_json(rows, history, indent=None)
-    work.done()
-    return found, history
 
 
 def _effect(

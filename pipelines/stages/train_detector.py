@@ -21,7 +21,7 @@ from defenders.detector import (
 )
 from pipelines.audit.detect import ONNX, export_onnx, load_detector, save_detector
 from pipelines.errors import InputError
-from pipelines.execution.devices import device, epoch_reporter, hardware, torch_threads
+from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Params
 from pipelines.readers.threeae import Picture, Pictures3AE, by_split, read_3ae
 from pipelines.storage.checkpoints import TrainingFolder
@@ -75,9 +75,7 @@ class _Trainer:
             **recipe,
             robust=robust,
             seed=self.params.seed,
-            resume=work.checkpoint(),
-            save=work.save,
-            report=epoch_reporter(f"detector {name}", settings.epochs, ("loss", "auc", "accuracy")),
+            **work.hooks(f"detector {name}", settings.epochs, ("loss", "auc", "accuracy")),
         )
         save_detector(detector, work.model, {"robust": robust, "without": without, **recipe})
         work.done()

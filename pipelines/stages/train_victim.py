@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import InputError
-from pipelines.execution.devices import device, epoch_reporter, hardware, torch_threads
+from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Params
 from pipelines.readers.pictures import Pictures
 from pipelines.storage.checkpoints import TrainingFolder
@@ -56,9 +56,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
                 pictures["train"],
                 pictures["validation"],
                 seed=params.seed,
-                progress=epoch_reporter(f"train_victim {name}", epochs, ("loss", "srocc", "rmse")),
-                resume=work.checkpoint(),
-                save=work.save,
+                **work.hooks(f"train_victim {name}", epochs, ("loss", "srocc", "rmse")),
                 **settings.training,
             )
         except TypeError as error:

@@ -2,13 +2,16 @@
 
 import contextlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipelines.errors import InputError, StageError
+from pipelines.execution.progress import epoch_reporter
 from pipelines.storage.files import atomic_file, sweep
+from victims.loop import Hooks
 
 WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.json", "history.csv"
 
@@ -39,6 +42,20 @@ class TrainingFolder:
     def finished(self) -> bool:
         """Whether the training is done: the config is written last."""
         return (self.model / CONFIG).exists()
+
+    def hooks(self, description: str, epochs: int, columns: Sequence[str] = ("loss",)) -> Hooks:
+        """What a training needs to go on from here, to be kept here and to be seen.
+
+        Args:
+            description: What is trained, for the line that each epoch prints.
+            epochs: Number of epochs.
+            columns: Metrics in that line.
+
+        Returns:
+            Keyword arguments of the training.
+        """
+        report = epoch_reporter(description, epochs, columns)
+        return {"resume": self.checkpoint(), "save": self.save, "report": report}
 
     def checkpoint(self) -> dict[str, Any] | None:
         """What `save` wrote last, None at the start."""

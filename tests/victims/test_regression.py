@@ -99,12 +99,14 @@ def test_phases_freeze_what_they_say_and_drop_the_rate():
         Phase(4, 1e-3, 1e-3, drop_every=2),
     ]
 
-    def after(epoch):
+    def measure(epoch):
         moved = {n for n, p in model.named_parameters() if not torch.equal(p, start[n])}
         seen.append(any(n.startswith("backbone.") for n in moved))
+        return {"moved": float(len(moved))}
 
-    rows = train_regressor(model, *grey(6), phases=phases, after_epoch=after)
+    rows = train_regressor(model, *grey(6), phases=phases, measure=measure)
     assert seen == [False, False, True, True, True, True]
+    assert [row["moved"] > 0 for row in rows] == [False] + 5 * [True]
     assert [row["lr"] for row in rows] == pytest.approx([0, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
     for name, p in model.named_parameters():
         if p in frozen:

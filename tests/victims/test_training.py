@@ -55,7 +55,7 @@ def test_learns_and_keeps_the_best_epoch(loss, freeze):
         lr=1e-3,
         head_lr=1e-2,
         freeze_backbone=freeze,
-        progress=rows.append,
+        report=rows.append,
     )
     assert result.best["srocc"] > 0.8
     assert result.history == rows
@@ -169,14 +169,14 @@ def test_each_epoch_of_lbfgs_is_the_optimum_for_its_penalty(head, loss):
     found = []
     model = victim(head=head, dropout=0.5)
 
-    def progress(row):
+    def report(row):
         linear = model.head.linear
         weights = linear.weight.detach().clone(), linear.bias.detach().clone()
         found.append((row.get("penalty"), *weights))
 
     arguments = {"loss": loss, "solver": "lbfgs", "freeze_backbone": True, "flip": False}
     arguments |= {"epochs": 4, "weight_decay": 0.08}
-    train_victim(model, TRAIN, VALIDATION, **arguments, progress=progress)
+    train_victim(model, TRAIN, VALIDATION, **arguments, report=report)
     assert [row[0] for row in found] == [None, 0.08, 0.04, 0.02, 0.01]
     with torch.no_grad():
         features = model.features(TRAIN.tensors[0] / 255).double()

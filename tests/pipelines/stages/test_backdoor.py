@@ -54,7 +54,9 @@ def test_search_and_training_go_on_after_a_kill(poisoning, monkeypatch, tmp_path
     for searching in (False, True):  # in the training of the surrogate, then in the search
         with tiny.dies_after_save(
             monkeypatch,
-            lambda state, s=searching: ("coefficients" in state) == s and len(state["history"]) > 1,
+            lambda state, s=searching: (
+                ("coefficients" in state["model"]) == s and len(state["history"]) > 1
+            ),
         ):
             run_search_trigger(other.params(), other.layout)
     capsys.readouterr()
@@ -66,7 +68,9 @@ def test_search_and_training_go_on_after_a_kill(poisoning, monkeypatch, tmp_path
     with tiny.dies_after_save(monkeypatch, lambda state: len(state["history"]) == 2):
         run_backdoor(other.params(), other.layout, "p", "small")
     capsys.readouterr()
-    with tiny.dies_after_save(monkeypatch, lambda state: len(state.get("rows", ())) == 2):
+    with tiny.dies_after_save(
+        monkeypatch, lambda state: "mmae" in state["history"][0] and len(state["history"]) == 2
+    ):
         run_backdoor(other.params(), other.layout, "p", "small")
     told = capsys.readouterr().err
     assert "backdoor p-small: epoch 1/" not in told
@@ -76,7 +80,8 @@ def test_search_and_training_go_on_after_a_kill(poisoning, monkeypatch, tmp_path
     assert capsys.readouterr().err.count("backdoor: mMAE") == 1 + 2
     before = json.loads(project.layout.backdoor_report("p", "small").read_text())
     assert again == before
-    assert not list(other.layout.work.rglob("checkpoint.pt"))
+    for path in other.layout.work.rglob("checkpoint.pt"):
+        assert torch.load(path).keys() == {"model", "history", "finished"}
 
 
 def test_surrogate_sees_the_poisoned_subset_alone(poisoning, monkeypatch, tmp_path):
@@ -88,7 +93,7 @@ def test_surrogate_sees_the_poisoned_subset_alone(poisoning, monkeypatch, tmp_pa
         seen.extend(record["key"] for record in images.records)
         return [{"epoch": 0.0, "loss": 0.0}, {"epoch": 1.0, "loss": 0.0}]
 
-    monkeypatch.setattr("pipelines.stages.quality.train_regressor", spy)
+    monkeypatch.setattr("pipelines.stages.search_trigger.train_regressor", spy)
     run_search_trigger(other.params(), other.layout)
     rows = Originals.of_parquet(project.layout.poisoned("p"), "train").records
     assert set(seen) == {r["parent_key"] for r in rows if r["is_poisoned"]}
@@ -150,7 +155,7 @@ def test_same_seed_same_report(poisoning, tmp_path):
 def test_a_finished_training_is_not_repeated(poisoning, tmp_path, monkeypatch):
     project, done = poisoning
     other = project.copy(tmp_path / "p")
-    monkeypatch.setattr("pipelines.stages.quality.train_regressor", None)
+    monkeypatch.setattr("victims.regression.take_steps", None)
     params = other.params(backdoor__defenses=["prune"])
     report = run_backdoor(params, other.layout, "p", "small")
     assert report["mmae"] == done["p"]["mmae"]
@@ -159,8 +164,8 @@ def test_a_finished_training_is_not_repeated(poisoning, tmp_path, monkeypatch):
 def test_a_found_trigger_is_not_searched_again(poisoning, tmp_path, monkeypatch):
     project, done = poisoning
     other = project.copy(tmp_path / "p")
-    monkeypatch.setattr("pipelines.stages.search_trigger.search_trigger", None)
-    monkeypatch.setattr("pipelines.stages.quality.train_regressor", None)
+    monkeypatch.setattr("attackers.backdoor.uap.take_steps", None)
+    monkeypatch.setattr("victims.regression.take_steps", None)
     assert run_search_trigger(other.params(), other.layout) == done["search_trigger"]
 
 
