@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from _timing import best_of, hardware, process_memory
 from rich.console import Console
@@ -25,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipelines.readers import pictures
 from pipelines.readers.pictures import shard_pictures, squashed
 from pipelines.readers.stream import PictureStream
-from pipelines.storage.manifest import Counts, Manifest, ScaleInfo
+from pipelines.storage.manifest import MANIFEST, METADATA, Counts, Manifest, ScaleInfo
 from pipelines.storage.shards import shard_name, write_shard
 
 SHARD, BATCH = 32, 32
@@ -52,10 +54,11 @@ class ByKey(Dataset[Tensor]):
 def write_set(folder: Path, count: int, side: int) -> None:
     (folder / "data").mkdir(parents=True)
     members = make_members(count, side)
-    shards = {}
+    shards, rows = {}, []
     for start in range(0, count, SHARD):
         name = shard_name("train", start // SHARD)
         shards[name] = write_shard(folder / "data" / name, members[start : start + SHARD])
+        rows += [{"key": r.key, "shard": name} for r, _ in members[start : start + SHARD]]
     counts = Counts(in_=count, kept=count, rejected=0, splits={"train": count})
     terms = {"label_source": "simulated", "license": "n/a", "attribution": "n/a"}
     manifest = Manifest.build(
@@ -66,12 +69,13 @@ def write_set(folder: Path, count: int, side: int) -> None:
         inputs={},
         scale=ScaleInfo(low=0.0, high=10.0, **terms),
     )
-    (folder / "manifest.json").write_text(manifest.to_json())
+    (folder / MANIFEST).write_text(manifest.to_json())
+    pq.write_table(pa.Table.from_pylist(rows), folder / METADATA)
 
 
 def consume(batches: Iterator[Any]) -> None:
     for batch in batches:
-        _ = batch if isinstance(batch, Tensor) else torch.stack(batch.images)
+        _ = batch if isinstance(batch, Tensor) else torch.stack(batch[1])
 
 
 def compare(folder: Path, size: int, rounds: int, workers: int) -> dict[str, dict[str, float]]:
@@ -79,14 +83,13 @@ def compare(folder: Path, size: int, rounds: int, workers: int) -> dict[str, dic
 
     def stream(limit: int = pictures.CACHE_BYTES) -> PictureStream:
         transform = partial(squashed, size=size)
-        options = {"batch_size": BATCH, "num_workers": workers, "cache_bytes": limit}
-        return PictureStream(folder, ["train"], transform, **options)
+        return PictureStream(folder, ["train"], transform, num_workers=workers, cache_bytes=limit)
 
     found = {
         "first": best_of(
             {
                 "by key": lambda: consume(ByKey(folder, size).batches(0)),
-                "stream": lambda: consume(stream().batches(0)),
+                "stream": lambda: consume(stream().batches(0, BATCH)),
             },
             rounds,
         )
@@ -94,13 +97,13 @@ def compare(folder: Path, size: int, rounds: int, workers: int) -> dict[str, dic
     by_key, kept = ByKey(folder, size), stream()
     later = {
         "by key": lambda: consume(by_key.batches(1)),
-        "stream": lambda: consume(kept.batches(1)),
+        "stream": lambda: consume(kept.batches(1, BATCH)),
     }
     found["later"] = best_of(later, 3 * rounds)
     limit, pictures.CACHE_BYTES = pictures.CACHE_BYTES, 0
     large = {
         "by key": lambda: consume(ByKey(folder, size).batches(0, workers)),
-        "stream": lambda: consume(stream(0).batches(0)),
+        "stream": lambda: consume(stream(0).batches(0, BATCH)),
     }
     found["large"] = best_of(large, rounds)
     for name, work in large.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from victims.base import freeze_batch_norm_stats
+from victims.batches import ImageStream, read_batches
 from victims.nima import Nima
 
 Batches = Iterator[tuple[Tensor, Tensor, Tensor]]
@@ -28,6 +30,32 @@ class ScoredImages(Protocol):
         """Return one item."""
 
 
+@dataclass(frozen=True)
+class ScoredStream:
+    """Images of one size that arrive in batches, with their opinions.
+
+    Attributes:
+        images: uint8 (3, H, W) each.
+        mos: Mean opinions (N,), by the index of an image.
+        std: Their standard deviations (N,).
+    """
+
+    images: ImageStream
+    mos: Tensor
+    std: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, batch_size: int, generator: torch.Generator | None) -> Batches:
+        """Images uint8 (n, 3, H, W), mos and std (n,) of each batch."""
+        for indices, images in read_batches(self.images, batch_size, generator):
+            yield torch.stack(list(images)), self.mos[indices], self.std[indices]
+
+
+Scored = ScoredImages | ScoredStream
+
+
 class FullTask:
     """Fine-tunes backbone and head on images."""
 
@@ -37,8 +65,8 @@ class FullTask:
     def __init__(
         self,
         model: Nima,
-        train: ScoredImages,
-        validation: ScoredImages,
+        train: Scored,
+        validation: Scored,
         batch_size: int,
         num_workers: int,
         flip: bool,
@@ -87,14 +115,18 @@ class FullTask:
     def load(self, data: Any, generator: torch.Generator | None) -> Batches:
         """Batches on the model's device; shuffled if a generator is given."""
         device = self.model.device
-        loader = DataLoader(
-            data,
-            self.batch_size,
-            shuffle=generator is not None,
-            generator=generator,
-            num_workers=self.num_workers,
-            pin_memory=device.type == "cuda",
-        )
+        loader: Iterable[tuple[Tensor, Tensor, Tensor]]
+        if isinstance(data, ScoredStream):
+            loader = data.batches(self.batch_size, generator)
+        else:
+            loader = DataLoader(
+                data,
+                self.batch_size,
+                shuffle=generator is not None,
+                generator=generator,
+                num_workers=self.num_workers,
+                pin_memory=device.type == "cuda",
+            )
         for images, mos, std in loader:
             images = images.to(device, non_blocking=True).float() / 255
             yield images, mos.to(device).float(), std.to(device).float()
@@ -111,8 +143,8 @@ class HeadTask:
     def __init__(
         self,
         model: Nima,
-        train: ScoredImages,
-        validation: ScoredImages,
+        train: Scored,
+        validation: Scored,
         batch_size: int,
         num_workers: int,
         flip: bool,
@@ -174,7 +206,7 @@ class HeadTask:
 
 
 @torch.no_grad()
-def _features(task: FullTask, data: ScoredImages, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _features(task: FullTask, data: Scored, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Features (views, N, C) of the images and of their mirror images, with mos and std (N,)."""
     parts = []
     for images, mos, std in task.load(data, None):

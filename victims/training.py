@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from victims.fitting import FullTask, HeadTask, ScoredImages
+from victims.fitting import FullTask, HeadTask, Scored, ScoredStream
 from victims.heads import D10Head, d10_targets, emd_loss
 from victims.loop import Hooks, RandomState, Row, Stateful, best_epoch, fit, take_steps
 from victims.metrics import agreement
@@ -42,8 +42,8 @@ class TrainingResult:
 
 def train_victim(
     model: Nima,
-    train: ScoredImages,
-    validation: ScoredImages,
+    train: Scored,
+    validation: Scored,
     *,
     loss: str = "emd",
     epochs: int = 10,
@@ -261,10 +261,12 @@ def _check_solver(solver: str, freeze_backbone: bool) -> None:
         raise ValueError("solver must be adamw where freeze_backbone is false, got 'lbfgs'")
 
 
-def _check_data(**splits: ScoredImages) -> None:
+def _check_data(**splits: Scored) -> None:
     for name, split in splits.items():
         if not len(split):
             raise ValueError(f"{name} must have at least 1 image, got 0")
+        if isinstance(split, ScoredStream):
+            continue  # its first batch comes soon enough
         image = split[0][0]
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(

@@ -78,6 +78,8 @@ class Engine(Section):
         memory: MiB of a worker.
         address: Of a running Ray cluster; null starts one on this machine.
         gpus: Of a Ray worker; null shares those of the cluster.
+        loader_workers: Processes that read and decode pictures for a training; 0: the training
+            itself does.
         threads: Torch threads of a training. They change the order of sums, so they are a parameter
             and not the number of cores at hand.
         dtype: Of the latent spaces; auto takes bfloat16 where the processor multiplies it, about
@@ -90,6 +92,7 @@ class Engine(Section):
     memory: int | None = Field(None, ge=64)
     address: str | None = None
     gpus: float | None = Field(None, ge=0)
+    loader_workers: int = Field(2, ge=0)
     threads: int = Field(2, ge=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 

@@ -68,7 +68,7 @@ def settings(root: Path, **changes: Any) -> dict[str, Any]:
                 "splits": {"train": 0.5, "validation": 0.25, "test": 0.25},
                 "shard_size": 3,
             },
-            "engine": {"workers": 1, "threads": 1, "dtype": "float32"},
+            "engine": {"workers": 1, "loader_workers": 0, "threads": 1, "dtype": "float32"},
             "victims": {
                 "net": {
                     "model": {

@@ -1,0 +1,50 @@
+"""Images of an epoch in batches, from memory by index or from a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class ImageStream(Protocol):
+    """Images that are read one after the other, each once per epoch, in an order of their own."""
+
+    def __len__(self) -> int:
+        """Count the images of an epoch."""
+
+    def batches(
+        self, seed: int | None, batch_size: int
+    ) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
+        """Give indices (n,) and images of each batch; the seed decides the order, None: none."""
+
+
+def read_batches(
+    images: Sequence[Tensor] | Tensor | ImageStream,
+    batch_size: int,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
+    """Give each image once.
+
+    Args:
+        images: uint8 (3, H, W) each: a sequence, a tensor (N, 3, H, W), or a stream.
+        batch_size: Images in a batch, at least 1; the last one may hold fewer.
+        generator: Draws the order; None: as the images are.
+
+    Returns:
+        The indices (n,) of a batch, for what belongs to the images, and the images themselves.
+    """
+    if isinstance(images, ImageStream):
+        drawn = None if generator is None else torch.randint(2**62, (), generator=generator)
+        yield from images.batches(None if drawn is None else int(drawn), batch_size)
+        return
+    count = len(images)
+    order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
+    for indices in order.split(batch_size):
+        if isinstance(images, Tensor):
+            yield indices, list(images[indices])
+        else:
+            yield indices, [images[i] for i in indices.tolist()]
