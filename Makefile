@@ -16,7 +16,7 @@ install: $(INSTALLED)  ## virtual environment with pinned packages
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,flows,onnx,ray]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,onnx,ray]'
 	touch $@
 
 demo: install  ## from photographs to adversarial data sets with measured robustness
