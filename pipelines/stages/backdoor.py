@@ -32,7 +32,7 @@ from pipelines.storage.manifest import (
 )
 from pipelines.storage.records import SPLITS
 from victims.kinds import victim_module
-from victims.loop import best_epoch
+from victims.loop import Row, best_epoch
 from victims.metrics import agreement
 from victims.quality import QualityModel
 from victims.registry import save_victim, victim_sha256
@@ -78,23 +78,9 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         code=code_version(__name__, victim_module(quality.model.get("kind"))),
     )
     work = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}", mark)
-    phases = phases_of(quality.model["kind"], quality.phases)
     with torch_threads(params.engine.threads):
         victim = build_quality(quality, f"{scheme}-{name}", manifest.scale, params.seed)
-        history = train_regressor(
-            victim.to(device()),
-            pictures["train"],
-            pictures["train"].mos,
-            (pictures["validation"], pictures["validation"].mos),
-            phases=phases,
-            batch_size=quality.batch_size,
-            seed=params.seed,
-            **work.hooks(
-                f"backdoor {scheme}-{name}",
-                sum(phase.epochs for phase in phases),
-                ("loss", "srocc", "rmse"),
-            ),
-        )
+        history = _train(work, victim.to(device()), quality, pictures, params.seed)
         save_victim(victim, layout.backdoored(scheme, name), code=code_of(victim))
         measure = _meter(params.seed, trigger, pictures["test"], delta_y)
         row = measure(victim, len(pictures["test"]), settings.crops)
@@ -131,6 +117,29 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
     }
     write_json(layout.backdoor_report(scheme, name), report)
     return report
+
+
+def _train(
+    work: TrainingFolder,
+    victim: QualityModel,
+    quality: QualityParams,
+    pictures: dict[str, Originals],
+    seed: int,
+) -> list[Row]:
+    """Train on the poisoned split in place, from the checkpoint in `work`; a row per epoch."""
+    train, validation = pictures["train"], pictures["validation"]
+    phases = phases_of(quality.model["kind"], quality.phases)
+    epochs = sum(phase.epochs for phase in phases)
+    return train_regressor(
+        victim,
+        train,
+        train.mos,
+        (validation, validation.mos),
+        phases=phases,
+        batch_size=quality.batch_size,
+        seed=seed,
+        **work.hooks(f"backdoor {victim.name}", epochs, ("loss", "srocc", "rmse")),
+    )
 
 
 def poisoned_scheme(scheme: str) -> str:
