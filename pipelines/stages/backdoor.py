@@ -1,6 +1,4 @@
-"""Stage `backdoor@scheme-victim`: a quality model on a poisoned set, what the trigger does to it,
-and what fine-tuning and pruning do about that.
-"""
+"""Stage `backdoor@scheme-victim`: a quality model on a poisoned set, attacked and defended."""
 
 import copy
 import shutil
