@@ -17,8 +17,9 @@ from defenders.pruning import channel_activity, prune
 from pipelines.errors import InputError
 from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Backdoor, Params, QualityParams
-from pipelines.readers.pictures import Originals
+from pipelines.readers.pictures import PictureDataset, parquet_pictures, shard_pictures
 from pipelines.readers.poisoned import build_quality, open_trigger
+from pipelines.readers.stream import PictureStream
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_of, code_version
 from pipelines.storage.files import write_json
@@ -43,6 +44,7 @@ STAGE = "backdoor"
 SCHEMES = ("clean", "p", "c", "filtered")
 METRICS = ("rmse", "plcc", "srocc", "mmae", "mmra")
 Report = dict[str, Any]
+Pictures = PictureDataset[dict[str, Any]]
 
 
 def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Report:
@@ -71,9 +73,8 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         victim = build_quality(quality, f"{scheme}-{name}", manifest.scale, params.seed)
         history = train_regressor(
             victim.to(device()),
-            pictures["train"],
-            pictures["train"].mos,
-            (pictures["validation"], pictures["validation"].mos),
+            *_training_data(params, layout, scheme, pictures["train"]),
+            (pictures["validation"], _labels(pictures["validation"])),
             phases=phases,
             batch_size=quality.batch_size,
             seed=params.seed,
@@ -126,24 +127,39 @@ def poisoned_scheme(scheme: str) -> str:
     return "p" if scheme == "filtered" else scheme
 
 
-def open_set(layout: Layout, scheme: str) -> tuple[Manifest, dict[str, Originals]]:
+def open_set(layout: Layout, scheme: str) -> tuple[Manifest, dict[str, Pictures]]:
     """Manifest and pictures of the splits of a poisoned set, or of the clean one."""
     if scheme == "clean":
         manifest = read_manifest(layout.clean, "import")
-        return manifest, {s: Originals.of_shards(layout.clean, s) for s in SPLITS}
+        return manifest, {s: shard_pictures(layout.clean, [s]) for s in SPLITS}
     made = poisoned_scheme(scheme)
     folder = layout.poisoned(made)
     manifest = read_manifest(folder, f"poison {made}")
-    pictures = {s: Originals.of_parquet(folder, s) for s in SPLITS}
+    pictures = {s: parquet_pictures(folder, s) for s in SPLITS}
     if scheme == "filtered":
-        pictures["train"] = pictures["train"].where(lambda record: not record["is_poisoned"])
+        pictures["train"] = pictures["train"].filter(lambda record: not record["is_poisoned"])
     return manifest, pictures
+
+
+def _training_data(
+    params: Params, layout: Layout, scheme: str, train: Pictures
+) -> tuple[Pictures | PictureStream, list[float]]:
+    """Pictures and labels to learn from: the clean shards as a stream, else Parquet rows."""
+    if scheme != "clean":
+        return train, _labels(train)
+    workers = params.engine.loader_workers
+    stream = PictureStream(layout.clean, ["train"], columns=["mos"], num_workers=workers)
+    return stream, stream.rows["mos"].to_pylist()
+
+
+def _labels(pictures: Pictures) -> list[float]:
+    return [record["mos"] for record in pictures.records]
 
 
 Meter = Callable[[QualityModel, int, int], Report]
 
 
-def _meter(seed: int, trigger: Injector, pictures: Originals, delta_y: float) -> Meter:
+def _meter(seed: int, trigger: Injector, pictures: Pictures, delta_y: float) -> Meter:
     """What measures a victim on the first test pictures with so many crops of each."""
 
     def measure(victim: QualityModel, images: int, crops: int) -> Report:
@@ -174,7 +190,7 @@ def _defend(
     params: Params,
     quality: QualityParams,
     victim: QualityModel,
-    train: Originals,
+    train: Pictures,
     measure: Meter,
 ) -> dict[str, list[Report]]:
     """Curves of the defenses, each on a copy of the victim and the same benign samples."""
@@ -237,7 +253,7 @@ def _fine_tuned(
     )
 
 
-def _benign(params: Params, train: Originals) -> list[int]:
+def _benign(params: Params, train: Pictures) -> list[int]:
     """Places of benign training samples that a defender has: a share of the training set."""
     clean = [i for i, r in enumerate(train.records) if not r.get("is_poisoned")]
     clean.sort(key=lambda i: sample_seed(params.seed, "benign", train.records[i]["key"]))
