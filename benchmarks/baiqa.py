@@ -28,7 +28,7 @@ from pipelines.audit.scan import ScanSettings, scan
 from pipelines.audit.scan_report import scan_text, write_scan
 from pipelines.cli import run
 from pipelines.params import Params, load_params
-from pipelines.readers.pictures import Originals
+from pipelines.readers.pictures import shard_pictures
 from pipelines.readers.poisoned import build_quality, open_trigger
 from pipelines.readers.rows import open_dataset
 from pipelines.reports.tables import backdoor_table
@@ -116,7 +116,7 @@ def seen(params: Params, layout: Layout, victim: str) -> None:
 
         @torch.no_grad()
         def looked_at(split: str, trigger=trigger) -> tuple[np.ndarray, np.ndarray]:
-            pictures = Originals.of_shards(layout.clean, split)
+            pictures = shard_pictures(layout.clean, [split])
             generator = torch.Generator().manual_seed(params.seed)
             alphas = torch.rand(len(pictures), generator=generator) * 2 - 1
             maps: list[Tensor] = []

@@ -45,8 +45,6 @@ PENDING = {
     "pipelines/annotation/push.py",
     "pipelines/annotation/sync.py",
     "pipelines/annotation/votes.py",
-    "pipelines/orchestration/capacity.py",
-    "pipelines/orchestration/doctor.py",
     "pipelines/orchestration/dvc_stages.py",
     "pipelines/orchestration/flows.py",
     "pipelines/orchestration/stage_tasks.py",

@@ -48,3 +48,11 @@ def read_batches(
             yield indices, list(images[indices])
         else:
             yield indices, [images[i] for i in indices.tolist()]
+
+
+def read_stacked(
+    images: Tensor | ImageStream, batch_size: int, generator: torch.Generator | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give each image once, as `read_batches`, but the images (n, 3, H, W) as one tensor."""
+    for indices, batch in read_batches(images, batch_size, generator):
+        yield indices, torch.stack(list(batch))

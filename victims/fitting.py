@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from victims.base import freeze_batch_norm_stats
-from victims.batches import ImageStream, read_batches
+from victims.batches import ImageStream, read_stacked
 from victims.nima import Nima
 
 Batches = Iterator[tuple[Tensor, Tensor, Tensor]]
@@ -49,8 +49,8 @@ class ScoredStream:
 
     def batches(self, batch_size: int, generator: torch.Generator | None) -> Batches:
         """Images uint8 (n, 3, H, W), mos and std (n,) of each batch."""
-        for indices, images in read_batches(self.images, batch_size, generator):
-            yield torch.stack(list(images)), self.mos[indices], self.std[indices]
+        for indices, images in read_stacked(self.images, batch_size, generator):
+            yield images, self.mos[indices], self.std[indices]
 
 
 Scored = ScoredImages | ScoredStream

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from victims.base import freeze_batch_norm_stats
+from victims.batches import ImageStream, read_batches
 from victims.crops import crop_scores, enlarge, five_crop_corners, random_crops
 from victims.loop import Hooks, RandomState, Row, Stateful, fit, take_steps
 from victims.metrics import agreement
@@ -105,7 +106,7 @@ LOSSES: dict[str, Callable[[QualityModel, Tensor, Tensor], Tensor]] = {
 
 def train_regressor(
     model: QualityModel,
-    images: Sequence[Tensor],
+    images: Sequence[Tensor] | ImageStream,
     labels: Sequence[float],
     validation: tuple[Sequence[Tensor], Sequence[float]] | None = None,
     *,
@@ -124,7 +125,7 @@ def train_regressor(
 
     Args:
         model: Quality model to train.
-        images: uint8 (3, H, W) of any sizes, read by index when needed.
+        images: uint8 (3, H, W) of any sizes, read by index when needed, or a stream of them.
         labels: Opinions on the model's scale, or beyond it, one for each image.
         validation: Images and labels to choose the epoch by.
         phases: The schedule, one phase after the other.
@@ -155,9 +156,9 @@ def train_regressor(
     ]
 
     def losses() -> Iterator[tuple[Tensor, int]]:
-        for part in torch.randperm(len(images), generator=generator).split(batch_size):
-            batch = [images[i].to(model.device)[None] for i in part.tolist()]
-            crops = random_crops(batch, model.input_size, generator)[:, 0].float() / 255
+        for part, batch in read_batches(images, batch_size, generator):
+            whole = [image.to(model.device)[None] for image in batch]
+            crops = random_crops(whole, model.input_size, generator)[:, 0].float() / 255
             yield LOSSES[name](model, crops, wanted[part.to(model.device)]), len(part)
 
     def run_epoch(epoch: int) -> Row:
@@ -231,7 +232,9 @@ def _validate(model: QualityModel, images: Sequence[Tensor], labels: Sequence[fl
         return agreement(scores, list(labels), model.scale)
 
 
-def _check(images: Sequence[Tensor], labels: Sequence[float], loss: str, batch_size: int) -> None:
+def _check(
+    images: Sequence[Tensor] | ImageStream, labels: Sequence[float], loss: str, batch_size: int
+) -> None:
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
     if batch_size < 1:

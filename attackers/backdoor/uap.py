@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attackers.backdoor.dct import BLOCK, band_mask, dct_matrix
 from attackers.backdoor.trigger import Trigger, rms
+from victims.batches import ImageStream, read_batches
 from victims.crops import CropVictim, MappedVictim, random_crops
 from victims.loop import Hooks, RandomState, Row, fit, take_steps
 
@@ -18,7 +19,7 @@ EFFECTS = ("features", "signed", "absolute")
 
 def search_trigger(
     surrogate: MappedVictim,
-    images: Sequence[Tensor],
+    images: Sequence[Tensor] | ImageStream,
     *,
     band: str = "mid",
     origin: str = "top_left",
@@ -42,7 +43,7 @@ def search_trigger(
 
     Args:
         surrogate: Model whose scores, or maps, the trigger moves.
-        images: uint8 (3, H, W) of any sizes.
+        images: uint8 (3, H, W) of any sizes, read by index when needed, or a stream of them.
         band: Frequencies of the trigger.
         origin: Where its tiles begin.
         eps: Bound on the root mean square of t, in (0, 1].
@@ -89,9 +90,8 @@ def search_trigger(
         changes: list[Tensor] = []
 
         def losses() -> Iterator[tuple[Tensor, int]]:
-            for part in torch.randperm(len(images), generator=generator).split(batch_size):
+            for part, batch in read_batches(images, batch_size, generator):
                 in_band = coefficients * mask
-                batch = [images[i] for i in part.tolist()]
                 change = measure(batch, Trigger(in_band, band, origin))
                 changes.append(change.detach().double() * len(part) / len(images))
                 # Projected, t is on the bound to rounding, which must not switch the penalty on.
@@ -123,10 +123,10 @@ def search_trigger(
 def _measure(
     effect: str,
     surrogate: MappedVictim,
-    images: Sequence[Tensor],
+    images: Sequence[Tensor] | ImageStream,
     generator: torch.Generator,
     batch_size: int,
-) -> Callable[[list[Tensor], Trigger], Tensor]:
+) -> Callable[[Sequence[Tensor], Trigger], Tensor]:
     """What the search maximises, as a function of some of the images and a trigger: ()."""
     if effect == "features":
         spread = _spread(surrogate, images, generator, batch_size)
@@ -212,12 +212,14 @@ def _separation(
 
 @torch.no_grad()
 def _spread(
-    surrogate: MappedVictim, images: Sequence[Tensor], generator: torch.Generator, batch_size: int
+    surrogate: MappedVictim,
+    images: Sequence[Tensor] | ImageStream,
+    generator: torch.Generator,
+    batch_size: int,
 ) -> Tensor:
     """Standard deviation of each pooled feature over one random crop of each picture: (F,)."""
     seen = []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
+    for _, batch in read_batches(images, batch_size):
         crops = random_crops(_floats(surrogate, batch), surrogate.input_size, generator)
         seen.append(_pooled(surrogate, crops[:, 0]))
     return torch.cat(seen).std(0, correction=0) + 1e-3
@@ -231,20 +233,21 @@ def _pooled(surrogate: MappedVictim, crops: Tensor) -> Tensor:
 @torch.no_grad()
 def _sign(
     surrogate: CropVictim,
-    images: Sequence[Tensor],
+    images: Sequence[Tensor] | ImageStream,
     trigger: Trigger,
     generator: torch.Generator,
     batch_size: int,
 ) -> float:
     """1 where +t scores above -t in the mean, else -1."""
     total = 0.0
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
+    for _, batch in read_batches(images, batch_size):
         total += len(batch) * float(_effect(surrogate, batch, trigger, generator, "signed"))
     return 1.0 if total >= 0 else -1.0
 
 
-def _check(images: Sequence[Tensor], eps: float, lam: float, epochs: int, lr: float) -> None:
+def _check(
+    images: Sequence[Tensor] | ImageStream, eps: float, lam: float, epochs: int, lr: float
+) -> None:
     if not len(images):
         raise ValueError("images must be at least one, got none")
     if not 0 < eps <= 1:

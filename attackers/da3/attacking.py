@@ -14,6 +14,7 @@ from attackers.metrics import msi, rasr
 from attackers.objectives import Objective, closeness, concentration, score_hinge
 from attackers.projections import interpolate, max_fraction, quantize
 from victims.base import Victim
+from victims.batches import ImageStream, read_stacked
 from victims.loop import Hooks, Row
 
 # Learning rate multipliers: high for the parameters that all images share, low (1) for the
@@ -77,7 +78,7 @@ def attack_loss(
 def train_attacker(
     attacker: DA3Attacker,
     victim: Victim,
-    images: Tensor,
+    images: Tensor | ImageStream,
     held_out: Tensor,
     *,
     objective: Objective,
@@ -96,7 +97,8 @@ def train_attacker(
     Args:
         attacker: Attacker to train, in place.
         victim: Model that it learns to deceive.
-        images: uint8 (N,3,S,S), S the ADT's size or larger, best as large as what the victim sees.
+        images: uint8 (N,3,S,S), S the ADT's size or larger, best as large as what the victim sees,
+            or a stream of such images.
         held_out: uint8 (M,3,S,S), the fixed validation subset of ART.
         objective: What counts as a success, and at which price.
         epochs: Number of epochs, at least 0.
@@ -123,14 +125,11 @@ def train_attacker(
     resumed = hooks.get("resume")
     calls = int(resumed["history"][-1]["calls"]) if resumed else 0
 
-    def batches(generator: torch.Generator) -> Iterator[Tensor]:
-        order = torch.randperm(len(images), generator=generator)
-        return (images[chosen].to(device).float() / 255 for chosen in order.split(batch_size))
-
     def losses(epoch: int) -> Iterator[tuple[Tensor, int]]:
         nonlocal calls
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-        for x in batches(generator):
+        for _, batch in read_stacked(images, batch_size, generator):
+            x = batch.to(device).float() / 255
             calls += per_image * len(x)
             mirrored = torch.rand(len(x), generator=generator) < 0.5
             x = torch.where(mirrored.view(-1, 1, 1, 1).to(device), x.flip(3), x)

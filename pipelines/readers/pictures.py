@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 
 from pipelines.errors import InputError
-from pipelines.storage.images import decode_image, decode_png, planes, to_tensor
+from pipelines.storage.images import decode_image, planes, to_tensor
 from pipelines.storage.shards import ShardIndex
 from victims.base import resize
 
@@ -136,109 +137,32 @@ def parquet_pictures(
     return PictureDataset(rows, images.__getitem__, transform)
 
 
-class Pictures:
-    """The pictures of some splits, squashed to size × size, in order of key.
-
-    An integer gives (image, mos, std) for the training of victims; a tensor of indices gives the
-    batch uint8 (N,3,size,size). Decodes on demand; keeps what it decoded while the whole set fits
-    CACHE_BYTES. May be sent to a worker process.
-    """
-
-    def __init__(self, folder: Path, splits: Sequence[str], size: int) -> None:
-        self.index = ShardIndex(folder, splits)
-        self.keys = sorted(self.index.records)
-        if not self.keys:
-            raise InputError(
-                f"{folder} must hold pictures of split {' or '.join(splits)}, got none"
-            )
-        self.size = size
-        fits = len(self.keys) * 3 * size * size <= CACHE_BYTES
-        self._cache: dict[int, Tensor] | None = {} if fits else None
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def image(self, index: int) -> Tensor:
-        """One picture: uint8 (3,size,size)."""
-        if self._cache is not None and index in self._cache:
-            return self._cache[index]
-        pixels = decode_png(self.index.image_bytes(self.keys[index]))
-        image = squash(to_tensor(pixels), self.size)
-        if self._cache is not None:
-            self._cache[index] = image
-        return image
-
-    def __getitem__(self, index: Any) -> Any:
-        """(image, mos, std) of an index, or a batch of images for a tensor of indices."""
-        if isinstance(index, Tensor):
-            return torch.stack([self.image(i) for i in index.tolist()])
-        record = self.index.records[self.keys[index]]
-        low, high = record["score_low"], record["score_high"]
-        # Where opinions have no spread known, a tenth of the scale is what IQA studies find least.
-        std = record["mos_std"] if record["mos_std"] is not None else (high - low) / 10
-        return self.image(index), record["mos"], std
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None if self._cache is None else {}}
-
-
-class Originals(Sequence[Tensor]):
-    """Pictures at their own size, uint8 (3,H,W), in order of key; `records` says what they are.
-
-    Decodes on demand, and keeps what it decoded while that fits CACHE_BYTES.
-    """
-
-    def __init__(self, records: Sequence[dict[str, Any]], read: Callable[[int], bytes]) -> None:
-        self.records, self._read = records, read
-        fits = sum(3 * r["width"] * r["height"] for r in records) <= CACHE_BYTES
-        self._cache: dict[int, Tensor] | None = {} if fits else None
-
-    @classmethod
-    def of_shards(cls, folder: Path, split: str, keys: Sequence[str] | None = None) -> "Originals":
-        """Of a WebDataset folder: one split, or those keys of it in the order given."""
-        index = ShardIndex(folder, [split])
-        chosen = sorted(index.records) if keys is None else list(keys)
-        if not chosen:
-            raise InputError(f"{folder} must hold pictures of split {split}, got none")
-        return cls([index.records[k] for k in chosen], lambda i: index.image_bytes(chosen[i]))
-
-    @classmethod
-    def of_parquet(cls, folder: Path, split: str, column: str = "image") -> "Originals":
-        """Of a Parquet folder: the encoded pictures of one split stay in memory."""
-        rows: list[dict[str, Any]] = []
-        for path in sorted((folder / "data").glob(f"{split}-*.parquet")):
-            rows += pq.read_table(path).to_pylist()
-        if not rows:
-            raise InputError(f"{folder} must hold pictures of split {split}, got none")
-        rows.sort(key=lambda row: row["key"])
-        images = [row.pop(column)["bytes"] for row in rows]
-        return cls(rows, lambda i: images[i])
-
-    def where(self, keep: Callable[[dict[str, Any]], bool]) -> "Originals":
-        """Those whose record `keep` says."""
-        kept = [i for i, record in enumerate(self.records) if keep(record)]
-        return Originals([self.records[i] for i in kept], lambda i: self._read(kept[i]))
+class Loadable(Protocol):
+    """A row of a data set of any kind."""
 
     @property
-    def mos(self) -> list[float]:
-        """The labels."""
-        return [record["mos"] for record in self.records]
+    def load(self) -> Callable[[], bytes]:
+        """Read the encoded picture."""
 
-    def __len__(self) -> int:
-        return len(self.records)
 
-    def __getitem__(self, index: Any) -> Any:
-        """One picture."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        if self._cache is not None and index in self._cache:
-            return self._cache[index]
-        image = planes(decode_png(self._read(index)))
-        if self._cache is not None:
-            self._cache[index] = image
-        return image
+L = TypeVar("L", bound=Loadable)
+
+
+def loaded_pictures(rows: Sequence[L], transform: Transform = planes) -> PictureDataset[L]:
+    """Open the pictures of rows that load themselves, in their order."""
+    return PictureDataset(rows, lambda i: rows[i].load(), transform)
+
+
+def opinions(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Give mos and standard deviation (N,) of the opinions on pictures.
+
+    Where opinions have no spread known, a tenth of the scale is what IQA studies find least.
+
+    Args:
+        rows: Columns mos, mos_std, score_low and score_high of the metadata.
+    """
+    tenth = pc.divide(pc.subtract(rows["score_high"], rows["score_low"]), 10.0)
+    return rows["mos"].to_numpy(), pc.coalesce(rows["mos_std"], tenth).to_numpy()
 
 
 def batches_of(keys: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:

@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
 from pipelines.errors import InputError
+from pipelines.readers.pictures import loaded_pictures
 from pipelines.readers.rows import ImageDataset, ImageRow, open_dataset
-from pipelines.storage.images import decode_image, planes
 from pipelines.storage.records import SPLITS
 
 FIELDS = ("victim", "mode", "parent_key")
-CACHE = 4000  # decoded pictures that are kept in memory
 
 
 @dataclass(frozen=True)
@@ -31,27 +29,24 @@ class Picture:
     psnr: float | None = None
 
 
-class Pictures3AE:
-    """Pictures as (uint8 (3,H,W), adversarial), decoded once while they are few."""
+class LabelledPictures:
+    """Pictures with the label whether they are adversarial, as (uint8 (3,H,W), label)."""
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
+        self._images = loaded_pictures(pictures)
         self.pictures = list(pictures)
-        self.adversarial = [p.adversarial for p in self.pictures]
-        self._decoded = lru_cache(CACHE)(self._decode)
+        self.adversarial = [picture.adversarial for picture in pictures]
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[Tensor, bool]:
-        """One picture and whether it is adversarial."""
-        return self._decoded(index), self.adversarial[index]
+        """Return one picture and whether it is adversarial."""
+        return self._images[index], self.adversarial[index]
 
-    def _decode(self, index: int) -> Tensor:
-        return planes(decode_image(self.pictures[index].load()))
-
-    def where(self, keep: Callable[[Picture], bool]) -> "Pictures3AE":
-        """Those that `keep` says."""
-        return Pictures3AE([p for p in self.pictures if keep(p)])
+    def filter(self, predicate: Callable[[Picture], bool]) -> "LabelledPictures":
+        """Return the pictures that satisfy `predicate`."""
+        return LabelledPictures([picture for picture in self.pictures if predicate(picture)])
 
 
 def read_3ae(place: str, clean: str | None = None) -> list[Picture]:
@@ -116,12 +111,12 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def by_split(pictures: Sequence[Picture]) -> dict[str, Pictures3AE]:
+def by_split(pictures: Sequence[Picture]) -> dict[str, LabelledPictures]:
     """train, validation and test; InputError where one is missing."""
     out = {}
     for split in SPLITS:
-        some = [p for p in pictures if p.split == split]
-        if not some:
+        members = [p for p in pictures if p.split == split]
+        if not members:
             raise InputError(f"3AE must have a split {split}, got none")
-        out[split] = Pictures3AE(some)
+        out[split] = LabelledPictures(members)
     return out

@@ -23,7 +23,8 @@ from pipelines.execution.devices import (
 from pipelines.execution.memory import release_memory
 from pipelines.params import Mode, Params
 from pipelines.params.attack import report_split
-from pipelines.readers.pictures import Pictures, batches_of
+from pipelines.readers.pictures import batches_of, shard_pictures, squashed
+from pipelines.readers.stream import PictureStream
 from pipelines.storage.cards import Card
 from pipelines.storage.checkpoints import WEIGHTS, TrainingFolder
 from pipelines.storage.code import code_version
@@ -246,28 +247,33 @@ def _train(
     return work
 
 
-def _training_images(params: Params, layout: Layout, size: int) -> tuple[Tensor, Tensor]:
+def _training_images(params: Params, layout: Layout, size: int) -> tuple[PictureStream, Tensor]:
     """Pictures that DA3 trains on and the fixed subset that ART is measured on, as uint8.
 
     The subset is of photographs that the victim did not learn from, as those are that count.
     """
     splits = [s for s in SPLITS if s != report_split(params.attack.protocol)]
-    pictures = Pictures(layout.clean, splits, size)
-    records = pictures.index.records
+    table = PictureStream(layout.clean, splits, columns=["split"]).rows
+    split_of = dict(zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
     usable: set[str] = set()
     for split in splits:
-        keys = [key for key in pictures.keys if records[key]["split"] == split]
+        keys = sorted(key for key in split_of if split_of[key] == split)
         usable |= set(params.attack_photographs(split, keys))
     count = min(params.attack.held_out, len(usable) // 2)
     order = sorted(
-        (i for i in range(len(pictures)) if pictures.keys[i] in usable),
-        key=lambda i: (
-            records[pictures.keys[i]]["split"] == "train",
-            sample_seed(params.seed, "held-out", pictures.keys[i]),
-        ),
+        usable,
+        key=lambda key: (split_of[key] == "train", sample_seed(params.seed, "held-out", key)),
     )
-    every = pictures[torch.arange(len(pictures))]
-    return every[sorted(order[count:])], every[sorted(order[:count])]
+    transform = partial(squashed, size=size)
+    held_out = shard_pictures(layout.clean, splits, transform, keys=sorted(order[:count]))
+    images = PictureStream(
+        layout.clean,
+        splits,
+        transform,
+        keys=order[count:],
+        num_workers=params.engine.loader_workers,
+    )
+    return images, torch.stack(held_out[:])
 
 
 Models = tuple[DA3Attacker, TorchVictim]

@@ -15,8 +15,9 @@ from defenders.pruning import channel_activity, prune
 from pipelines.errors import InputError
 from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Backdoor, Params, QualityParams
-from pipelines.readers.pictures import Originals
+from pipelines.readers.pictures import PictureDataset, parquet_pictures, shard_pictures
 from pipelines.readers.poisoned import build_quality, open_trigger
+from pipelines.readers.stream import PictureStream
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_of, code_version
 from pipelines.storage.files import write_json
@@ -41,6 +42,7 @@ STAGE = "backdoor"
 SCHEMES = ("clean", "p", "c", "filtered")
 METRICS = ("rmse", "plcc", "srocc", "mmae", "mmra")
 Report = dict[str, Any]
+Pictures = PictureDataset[dict[str, Any]]
 
 
 def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Report:
@@ -78,7 +80,9 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
     work = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}", mark)
     with torch_threads(params.engine.threads):
         victim = build_quality(quality, f"{scheme}-{name}", manifest.scale, params.seed)
-        history = _train(work, victim.to(device()), quality, pictures, params.seed)
+        train = _training_data(params, layout, scheme, pictures["train"])
+        validation = pictures["validation"]
+        history = _train(work, victim.to(device()), quality, train, validation, params.seed)
         save_victim(victim, layout.backdoored(scheme, name), code=code_of(victim))
         measure = _meter(params.seed, trigger, pictures["test"], delta_y)
         row = measure(victim, len(pictures["test"]), settings.crops)
@@ -94,15 +98,15 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         tuning = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}-finetune", tuning_mark)
         defenses = _defend(tuning, params, quality, victim, pictures["train"], measure)
         shutil.rmtree(tuning.path)
-    train = pictures["train"].records
+    records = pictures["train"].records
     report = {
         "scheme": scheme,
         "victim": name,
         "trigger": about.get("search", {}).get("kind"),
         "trigger_sha256": digest,
         "victim_sha256": stored,
-        "poisoned": sum(bool(record.get("is_poisoned")) for record in train),
-        "train": len(train),
+        "poisoned": sum(bool(record.get("is_poisoned")) for record in records),
+        "train": len(records),
         "test": len(pictures["test"]),
         "crops": settings.crops,
         "delta_y": delta_y,
@@ -121,18 +125,17 @@ def _train(
     work: TrainingFolder,
     victim: QualityModel,
     quality: QualityParams,
-    pictures: dict[str, Originals],
+    train: tuple[Pictures | PictureStream, list[float]],
+    validation: Pictures,
     seed: int,
 ) -> list[Row]:
-    """Train on the poisoned split in place, from the checkpoint in `work`; a row per epoch."""
-    train, validation = pictures["train"], pictures["validation"]
+    """Train in place on pictures and their labels, from the checkpoint in `work`."""
     phases = phases_of(quality.model["kind"], quality.phases)
     epochs = sum(phase.epochs for phase in phases)
     return train_regressor(
         victim,
-        train,
-        train.mos,
-        (validation, validation.mos),
+        *train,
+        (validation, _labels(validation)),
         phases=phases,
         batch_size=quality.batch_size,
         seed=seed,
@@ -149,7 +152,7 @@ def poisoned_scheme(scheme: str) -> str:
     return "p" if scheme == "filtered" else scheme
 
 
-def open_set(layout: Layout, scheme: str) -> tuple[Manifest, dict[str, Originals]]:
+def open_set(layout: Layout, scheme: str) -> tuple[Manifest, dict[str, Pictures]]:
     """Manifest and pictures of the splits of a poisoned set, or of the clean one.
 
     Args:
@@ -161,20 +164,35 @@ def open_set(layout: Layout, scheme: str) -> tuple[Manifest, dict[str, Originals
     """
     if scheme == "clean":
         manifest = read_manifest(layout.clean, "import")
-        return manifest, {s: Originals.of_shards(layout.clean, s) for s in SPLITS}
+        return manifest, {s: shard_pictures(layout.clean, [s]) for s in SPLITS}
     published = poisoned_scheme(scheme)
     folder = layout.poisoned(published)
     manifest = read_manifest(folder, f"poison {published}")
-    pictures = {s: Originals.of_parquet(folder, s) for s in SPLITS}
+    pictures = {s: parquet_pictures(folder, s) for s in SPLITS}
     if scheme == "filtered":
-        pictures["train"] = pictures["train"].where(lambda record: not record["is_poisoned"])
+        pictures["train"] = pictures["train"].filter(lambda record: not record["is_poisoned"])
     return manifest, pictures
+
+
+def _training_data(
+    params: Params, layout: Layout, scheme: str, train: Pictures
+) -> tuple[Pictures | PictureStream, list[float]]:
+    """Pictures and labels to learn from: the clean shards as a stream, else Parquet rows."""
+    if scheme != "clean":
+        return train, _labels(train)
+    workers = params.engine.loader_workers
+    stream = PictureStream(layout.clean, ["train"], columns=["mos"], num_workers=workers)
+    return stream, stream.rows["mos"].to_pylist()
+
+
+def _labels(pictures: Pictures) -> list[float]:
+    return [record["mos"] for record in pictures.records]
 
 
 Meter = Callable[[QualityModel, int, int], Report]
 
 
-def _meter(seed: int, trigger: Injector, pictures: Originals, delta_y: float) -> Meter:
+def _meter(seed: int, trigger: Injector, pictures: Pictures, delta_y: float) -> Meter:
     """What measures a victim on the first test pictures with so many crops of each."""
 
     def measure(victim: QualityModel, images: int, crops: int) -> Report:
@@ -205,7 +223,7 @@ def _defend(
     params: Params,
     quality: QualityParams,
     victim: QualityModel,
-    train: Originals,
+    train: Pictures,
     measure: Meter,
 ) -> dict[str, list[Report]]:
     """Curves of the defenses, each on a copy of the victim and the same benign samples."""
@@ -268,7 +286,7 @@ def _fine_tuned(
     )
 
 
-def _benign(params: Params, train: Originals) -> list[int]:
+def _benign(params: Params, train: Pictures) -> list[int]:
     """Places of benign training samples that a defender has: a share of the training set."""
     clean = [i for i, r in enumerate(train.records) if not r.get("is_poisoned")]
     clean.sort(key=lambda i: sample_seed(params.seed, "benign", train.records[i]["key"]))

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import importlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from defenders.finetuning import Scored, blend, finetune, scores_of
 from pipelines.errors import InputError
 from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Params
-from pipelines.readers.pictures import squash
+from pipelines.readers.pictures import loaded_pictures, squash
 from pipelines.readers.rows import ImageRow, open_dataset
 from pipelines.readers.threeae import Picture, read_3ae
 from pipelines.stages.attack import run_attack
@@ -40,24 +40,6 @@ JPEG = 95
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 Pairs = tuple[Sequence[Tensor], Sequence[Tensor]]  # photographs, and an example of each
-
-
-class Decoded(Sequence[Tensor]):
-    """Pictures uint8 (3,H,W) at their own sizes, decoded when asked for.
-
-    Args:
-        loads: For each picture what reads its file.
-    """
-
-    def __init__(self, loads: Sequence[Callable[[], bytes]]) -> None:
-        self.loads = loads
-
-    def __len__(self) -> int:
-        return len(self.loads)
-
-    def __getitem__(self, index: Any) -> Any:
-        """One picture."""
-        return planes(decode_image(self.loads[index]()))
 
 
 def run_finetune(
@@ -103,7 +85,7 @@ def run_finetune(
             for split in SPLITS
         }
         work = layout.work / "finetune" / name
-        originals = Decoded([r.load for r in open_dataset(str(layout.clean), split="train").rows])
+        originals = loaded_pictures(open_dataset(str(layout.clean), split="train").rows)
         report = _harden(
             victim, victim.scale, clean, originals, examples, size, params, name, work, original
         )
@@ -148,7 +130,9 @@ def finetune_model(
     }
     with torch_threads(params.engine.threads):
         work = out / ".work"
-        originals = Decoded([p.load for p in pictures if p.split == "train" and not p.adversarial])
+        originals = loaded_pictures(
+            [p for p in pictures if p.split == "train" and not p.adversarial]
+        )
         report = _harden(model, scale, photographs, originals, pictures, size, params, spec, work)
     out.mkdir(parents=True, exist_ok=True)
     save_file(stored_state(model), out / "model.safetensors")
@@ -361,7 +345,8 @@ def _seen(
 ) -> list[Tensor]:
     """What a model of that input size sees; jpeg: of files stored at that quality, where given."""
     seen = []
-    for image in Decoded([picture.load for picture in pictures]):
+    for picture in pictures:
+        image = planes(decode_image(picture.load()))
         stored = image if jpeg is None else compress(image, jpeg)
         seen.append(squash(stored.float() / 255, size))
     return seen

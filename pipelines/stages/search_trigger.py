@@ -10,13 +10,14 @@ from attackers.backdoor.trigger import Injector, trigger_bytes, trigger_sha256
 from attackers.backdoor.uap import search_trigger
 from pipelines.execution.devices import device, torch_threads
 from pipelines.params import Params
-from pipelines.readers.pictures import Originals
+from pipelines.readers.pictures import shard_pictures
 from pipelines.readers.poisoned import (
     TRIGGER,
     build_quality,
     poisoned_keys,
     training_keys,
 )
+from pipelines.readers.stream import PictureStream
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_of, code_version
 from pipelines.storage.files import write_bytes, write_csv, write_json
@@ -52,7 +53,13 @@ def run_search_trigger(params: Params, layout: Layout) -> dict[str, Any]:
     settings = params.section("trigger")
     clean = read_manifest(layout.clean, "import")
     keys = poisoned_keys(params, training_keys(layout.clean))
-    pictures = Originals.of_shards(layout.clean, "train", keys)
+    pictures = PictureStream(
+        layout.clean,
+        ["train"],
+        columns=["mos"],
+        keys=keys,
+        num_workers=params.engine.loader_workers,
+    )
     with torch_threads(params.engine.threads):
         surrogate, trained = _surrogate(params, layout, clean, pictures)
         trigger, history = _trigger(params, layout, clean, pictures, surrogate)
@@ -81,7 +88,7 @@ def run_search_trigger(params: Params, layout: Layout) -> dict[str, Any]:
 
 
 def _surrogate(
-    params: Params, layout: Layout, clean: Manifest, pictures: Originals
+    params: Params, layout: Layout, clean: Manifest, pictures: PictureStream
 ) -> tuple[QualityModel, list[dict[str, float]]]:
     """The trained surrogate, and a row per epoch of its training."""
     name = params.section("trigger").surrogate
@@ -100,7 +107,7 @@ def _surrogate(
     history = train_regressor(
         model,
         pictures,
-        pictures.mos,
+        pictures.rows["mos"].to_pylist(),
         phases=phases,
         batch_size=settings.batch_size,
         seed=params.seed,
@@ -113,7 +120,7 @@ def _trigger(
     params: Params,
     layout: Layout,
     clean: Manifest,
-    pictures: Originals,
+    pictures: PictureStream,
     surrogate: QualityModel,
 ) -> tuple[Injector, list[dict[str, float]]]:
     """The trigger, and a row per epoch of its search."""
@@ -123,7 +130,7 @@ def _trigger(
     mark = fingerprint(
         trigger=settings.model_dump(),
         surrogate=state_sha256(surrogate),
-        images=[record["key"] for record in pictures.records],
+        images=pictures.keys,
         clean=clean.content_sha256,
         seed=params.seed,
         threads=params.engine.threads,
@@ -151,7 +158,7 @@ def _effect(
     params: Params, layout: Layout, surrogate: QualityModel, trigger: Injector
 ) -> dict[str, float]:
     """Mean change of the surrogate's score in % of the scale, on photographs it never saw."""
-    pictures = Originals.of_shards(layout.clean, "validation")
+    pictures = shard_pictures(layout.clean, ["validation"])
     count = min(EFFECT_IMAGES, len(pictures))
     generators = [
         sample_generator(params.seed, STAGE, record["key"]) for record in pictures.records[:count]

@@ -23,7 +23,7 @@ from pipelines.audit.detect import ONNX, export_onnx, load_detector, save_detect
 from pipelines.errors import InputError
 from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Params
-from pipelines.readers.threeae import Picture, Pictures3AE, by_split, read_3ae
+from pipelines.readers.threeae import LabelledPictures, Picture, by_split, read_3ae
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_version
 from pipelines.storage.files import without_nan, write_json
@@ -46,7 +46,7 @@ class _Trainer:
 
     params: Params
     layout: Layout
-    splits: dict[str, Pictures3AE]
+    splits: dict[str, LabelledPictures]
     data_sha256: str
 
     def train(self, name: str, *, robust: bool, without: str | None = None) -> Detector:
@@ -70,8 +70,8 @@ class _Trainer:
             detector = Detector().to(device())
         train_detector(
             detector,
-            self.splits["train"].where(_not_of(without)),
-            self.splits["validation"].where(_not_of(without)),
+            self.splits["train"].filter(_not_of(without)),
+            self.splits["validation"].filter(_not_of(without)),
             **recipe,
             robust=robust,
             seed=self.params.seed,
@@ -133,7 +133,7 @@ def run_train_detector(params: Params, layout: Layout) -> dict[str, Any]:
         report["unseen_victim"] = {}
         for victim in victims if settings.leave_one_out and len(victims) > 1 else []:
             other = trainer.train(f"without-{victim}", robust=settings.robust, without=victim)
-            test = splits["test"].where(_of(victim))
+            test = splits["test"].filter(_of(victim))
             report["unseen_victim"][victim] = measure(other, test)
     save_detector(kept, layout.detector, {"data": manifest.content_sha256})
     (layout.detector / ONNX).unlink(missing_ok=True)
@@ -148,7 +148,7 @@ def run_train_detector(params: Params, layout: Layout) -> dict[str, Any]:
     return report
 
 
-def measure(detector: Detector, data: Pictures3AE) -> dict[str, Any]:
+def measure(detector: Detector, data: LabelledPictures) -> dict[str, Any]:
     """Overall, and per victim, mode and PSNR bin against all photographs of the split.
 
     Args:
@@ -193,7 +193,7 @@ def _between(low: float, high: float) -> Callable[[Picture], bool]:
 
 
 def _three(
-    p: np.ndarray, data: Pictures3AE, keep: Callable[[Picture], bool] | None = None
+    p: np.ndarray, data: LabelledPictures, keep: Callable[[Picture], bool] | None = None
 ) -> dict[str, float]:
     """Accuracy, AUC, TPR at 1 % FPR of the examples that `keep` says against all photographs."""
     chosen = [

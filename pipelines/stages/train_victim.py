@@ -1,13 +1,17 @@
 """Stage `train_victim@name`: a model that scores pictures, trained on the clean data set."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pipelines.errors import InputError
 from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Params
-from pipelines.readers.pictures import Pictures
+from pipelines.readers.pictures import opinions, squashed
+from pipelines.readers.stream import PictureStream
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_of, code_version
 from pipelines.storage.files import without_nan, write_json
@@ -15,11 +19,14 @@ from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import fingerprint, read_manifest
 from pipelines.storage.records import SPLITS
 from victims.base import score_images
+from victims.fitting import ScoredStream
 from victims.kinds import victim_module
 from victims.metrics import agreement
 from victims.nima import Nima
 from victims.registry import build_victim, save_victim, victim_sha256
 from victims.training import train_victim
+
+SCORING_BATCH = 32
 
 
 def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any]:
@@ -59,7 +66,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
             )
         victim.to(device())
         work = TrainingFolder(layout.work / "train_victim", name, "training", mark)
-        pictures = {split: Pictures(layout.clean, [split], victim.input_size) for split in SPLITS}
+        pictures = {split: _scored(params, layout.clean, split, victim) for split in SPLITS}
         try:
             epochs = int(settings.training.get("epochs", 10))
             result = train_victim(
@@ -72,13 +79,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
             )
         except TypeError as error:
             raise InputError(f"victims.{name}.training must fit train_victim: {error}") from None
-        scores = {
-            split: score_images(
-                victim, [p.image(i) for i in range(len(p))], batch_size=32, device=victim.device
-            ).numpy()
-            for split, p in pictures.items()
-            if split != "train"
-        }
+        found = {split: _agreement(victim, pictures[split]) for split in SPLITS if split != "train"}
     save_victim(victim, layout.victim(name), code=code_of(victim))
     report = {
         "victim": name,
@@ -89,11 +90,7 @@ def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any
         "label_source": manifest.scale.label_source,
         "seed": params.seed,
         "hardware": hardware(),
-        **{
-            split: {"n": len(p), **_agreement(scores[split], p, victim)}
-            for split, p in pictures.items()
-            if split != "train"
-        },
+        **{split: {"n": len(pictures[split]), **row} for split, row in found.items()},
     }
     write_json(layout.reports / "victims" / f"{name}.json", report)
     shutil.rmtree(work.path.parent)
@@ -111,8 +108,26 @@ def _check_writable(folder: Path) -> None:
         raise InputError(f"model folder {folder} must be one that can be written ({reason})")
 
 
-def _agreement(scores: Any, pictures: Pictures, victim: Nima) -> dict[str, float | None]:
-    mos = [pictures.index.records[key]["mos"] for key in pictures.keys]
+def _scored(params: Params, folder: Path, split: str, victim: Nima) -> ScoredStream:
+    """The photographs of a split at the size of the victim, with their opinions."""
+    images = PictureStream(
+        folder,
+        [split],
+        partial(squashed, size=victim.input_size),
+        columns=("mos", "mos_std", "score_low", "score_high"),
+        num_workers=params.engine.loader_workers,
+    )
+    mos, std = opinions(images.rows)
+    return ScoredStream(images, torch.tensor(mos), torch.tensor(std))
+
+
+def _agreement(victim: Nima, pictures: ScoredStream) -> dict[str, float | None]:
+    scores, mos = [], []
+    for images, labels, _ in pictures.batches(SCORING_BATCH, None):
+        scores.append(score_images(victim, list(images), device=victim.device))
+        mos.append(labels)
     # A correlation is NaN where all scores are equal.
-    values: dict[str, float | None] = without_nan(agreement(scores, mos, victim.scale))
+    values: dict[str, float | None] = without_nan(
+        agreement(torch.cat(scores).numpy(), torch.cat(mos).numpy(), victim.scale)
+    )
     return values

@@ -80,9 +80,10 @@ def settings(root: Path, **changes: Any) -> dict[str, Any]:
                     },
                     # Rough on purpose: a victim that answers to what is done to a picture.
                     "training": {
-                        "epochs": 6,
-                        "lr": 3e-2,
-                        "head_lr": 3e-2,
+                        "epochs": 14,
+                        "batch_size": 8,
+                        "lr": 1e-2,
+                        "head_lr": 1e-2,
                         "freeze_batchnorm": False,
                     },
                 }

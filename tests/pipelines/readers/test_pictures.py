@@ -1,15 +1,24 @@
-import pickle
+from functools import partial
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
 from pipelines.errors import InputError
 from pipelines.readers import pictures
-from pipelines.readers.pictures import Pictures, batches_of, squash
-from pipelines.storage.images import decode_png, to_tensor
+from pipelines.readers.pictures import (
+    batches_of,
+    opinions,
+    parquet_pictures,
+    shard_pictures,
+    squash,
+    squashed,
+)
+from pipelines.storage.images import decode_image, decode_png, planes, to_tensor
 from pipelines.storage.manifest import read_manifest
+from pipelines.storage.shards import ShardIndex
 
 
 def test_squash_has_the_size_and_rounds():
@@ -28,46 +37,58 @@ def test_squash_leaves_a_picture_that_fits():
 
 
 def test_pictures_are_in_order_of_key(project):
-    some = Pictures(project.layout.clean, ["train", "test"], 32)
-    assert some.keys == sorted(some.keys)
-    assert len(some) == 15
-    image, mos, std = some[3]
-    record = some.index.records[some.keys[3]]
-    assert {record["split"] for record in some.index.records.values()} == {"train", "test"}
-    assert mos == record["mos"]
-    assert std == 1.0  # nobody stated a spread: a tenth of 0 to 10
-    expected = squash(to_tensor(decode_png(some.index.image_bytes(some.keys[3]))), 32)
-    assert torch.equal(image, expected)
-    batch = some[torch.tensor([3, 0])]
-    assert torch.equal(batch[0], expected)
-    assert batch.shape == (2, 3, 32, 32)
+    found = shard_pictures(project.layout.clean, ["train", "test"], partial(squashed, size=32))
+    keys = [record["key"] for record in found.records]
+    assert keys == sorted(keys)
+    assert len(found) == 15
+    assert {record["split"] for record in found.records} == {"train", "test"}
+    index = ShardIndex(project.layout.clean)
+    expected = squash(to_tensor(decode_png(index.image_bytes(keys[3]))), 32)
+    assert torch.equal(found[3], expected)
+    assert torch.equal(found[2:4][1], expected)
+    chosen = shard_pictures(project.layout.clean, ["train", "test"], keys=[keys[3], keys[0]])
+    assert [record["key"] for record in chosen.records] == [keys[3], keys[0]]
+    assert torch.equal(chosen[0], planes(decode_png(index.image_bytes(keys[3]))))
+    with pytest.raises(IndexError):
+        found[15]
 
 
-def test_pictures_decode_once_while_they_fit(project, monkeypatch):
+def test_filter_and_select_keep_records_and_pictures_together(project):
+    found = shard_pictures(project.layout.clean, ["train", "test"])
+    test = found.filter(lambda record: record["split"] == "test")
+    assert len(test) == 5
+    for record, image in zip(test.records, test, strict=True):
+        assert torch.equal(image, found[found.records.index(record)])
+    assert torch.equal(found.select([4, 2])[1], found[2])
+
+
+def test_pictures_decode_once_up_to_the_limit(project, monkeypatch):
     calls = []
-    monkeypatch.setattr(pictures, "decode_png", lambda data: calls.append(1) or decode_png(data))
-    cached = Pictures(project.layout.clean, ["test"], 32)
-    cached.image(0), cached.image(0)
-    assert len(calls) == 1
-    monkeypatch.setattr(pictures, "CACHE_BYTES", 100)
-    large = Pictures(project.layout.clean, ["test"], 32)
-    assert torch.equal(large.image(0), cached.image(0))
-    large.image(0)
+    monkeypatch.setattr(pictures, "decode_image", lambda d: calls.append(1) or decode_image(d))
+    monkeypatch.setattr(pictures, "CACHE_BYTES", 2 * 3 * 32 * 32)
+    found = shard_pictures(project.layout.clean, ["test"], partial(squashed, size=32))
+    first, second, third = found[0:3]
     assert len(calls) == 3
+    assert torch.equal(found[0], first)
+    assert torch.equal(found[1], second)
+    assert len(calls) == 3
+    assert torch.equal(found[2], third)
+    assert len(calls) == 4
 
 
-def test_pictures_travel_to_a_worker_without_their_cache(project):
-    some = Pictures(project.layout.clean, ["test"], 32)
-    before = some.image(1)
-    size = len(pickle.dumps(Pictures(project.layout.clean, ["test"], 32)))
-    sent = pickle.dumps(some)
-    assert len(sent) < size + 200
-    assert torch.equal(pickle.loads(sent).image(1), before)
+def test_opinions_without_a_spread_get_a_tenth_of_the_scale():
+    columns = {"mos": [3.0, 5.0], "mos_std": [0.5, None]}
+    columns |= {"score_low": [1.0, 0.0], "score_high": [5.0, 10.0]}
+    mos, std = opinions(pa.table(columns))
+    assert mos.tolist() == [3.0, 5.0]
+    assert std.tolist() == [0.5, 1.0]
 
 
 def test_no_pictures_of_a_split(project):
     with pytest.raises(InputError, match="must hold pictures of split holdout, got none"):
-        Pictures(project.layout.clean, ["holdout"], 32)
+        shard_pictures(project.layout.clean, ["holdout"])
+    with pytest.raises(InputError, match="must hold pictures of split holdout, got none"):
+        parquet_pictures(project.layout.clean, "holdout")
 
 
 def test_manifest_of_an_unfinished_data_set_names_the_command(tmp_path):

@@ -131,6 +131,10 @@ def test_refine_is_never_worse(project, tmp_path, direction):
             assert row["weights"] == plain[parent]["weights"]
 
 
+def streamed(images) -> set[bytes]:
+    return {image.numpy().tobytes() for _, batch in images.batches(None, 4) for image in batch}
+
+
 @pytest.mark.parametrize("protocol", ["split", "paper"])
 def test_no_reported_photograph_is_trained_on(project, tmp_path, monkeypatch, protocol):
     seen = {}
@@ -152,7 +156,7 @@ def test_no_reported_photograph_is_trained_on(project, tmp_path, monkeypatch, pr
         clean = ShardIndex(project.layout.clean, splits)
         return {squash(tiny.pixels(clean, k), 64).numpy().tobytes() for k in clean.records}
 
-    images = {image.numpy().tobytes() for image in seen["images"]}
+    images = streamed(seen["images"])
     held_out = {image.numpy().tobytes() for image in seen["held_out"]}
     assert len(held_out) == 4
     # Photographs that the victim did not learn from.
@@ -170,7 +174,7 @@ def test_photographs_of_the_first_stage_are_left_out(project, tmp_path, monkeypa
     seen = {}
 
     def spy(attacker, victim, images, held_out, **rest):
-        seen["images"] = {image.numpy().tobytes() for image in [*images, *held_out]}
+        seen["images"] = streamed(images) | {image.numpy().tobytes() for image in held_out}
         return attacking.train_attacker(attacker, victim, images, held_out, **rest)
 
     monkeypatch.setattr(attack, "train_attacker", spy)

@@ -11,7 +11,7 @@ from datasets import load_dataset
 from attackers.backdoor.poisoning import LEVELS
 from attackers.projections import psnr
 from pipelines.errors import InputError
-from pipelines.readers.pictures import Originals
+from pipelines.readers.pictures import parquet_pictures
 from pipelines.readers.poisoned import TRIGGER, open_trigger
 from pipelines.stages.poison import run_poison
 from pipelines.stages.poison_release import SECRET
@@ -90,9 +90,9 @@ def test_signs_and_levels(poisoning):
 
 def test_the_victim_trains_on_what_is_stored(poisoning):
     folder = poisoning[0].layout.poisoned("p")
-    pictures = Originals.of_parquet(folder, "train")
+    pictures = parquet_pictures(folder, "train")
     rows = table(folder).set_index("key")
-    assert pictures.mos == [rows.loc[r["key"], "mos"] for r in pictures.records]
+    assert all(r["mos"] == rows.loc[r["key"], "mos"] for r in pictures.records)
     for record, image in zip(pictures.records, pictures, strict=True):
         stored = decode_png(rows.loc[record["key"], "image"]["bytes"])
         assert torch.equal(image, torch.from_numpy(stored.transpose(2, 0, 1).copy()))

@@ -1,11 +1,12 @@
 import json
+from functools import partial
 
 import pytest
 import tiny
 import torch
 
 from pipelines.errors import InputError
-from pipelines.readers.pictures import Pictures
+from pipelines.readers.pictures import shard_pictures, squashed
 from pipelines.stages.train_victim import run_train_victim
 from pipelines.storage.code import code_version
 from pipelines.storage.shards import ShardIndex
@@ -23,9 +24,8 @@ def test_report_is_what_the_saved_victim_does(project, results):
     config = json.loads((layout.victim("net") / "config.json").read_text())
     assert config["code"] == code_version("victims.nima")
     for split in ("validation", "test"):
-        some = Pictures(layout.clean, [split], victim.input_size)
-        images = [some.image(i) for i in range(len(some))]
-        mos = [some[i][1] for i in range(len(some))]
+        some = shard_pictures(layout.clean, [split], partial(squashed, size=victim.input_size))
+        images, mos = list(some), [record["mos"] for record in some.records]
         scores = score_images(victim, images).numpy()
         expected = agreement(scores, mos, victim.scale)
         assert report[split]["n"] == len(some) == 5
