@@ -90,7 +90,7 @@ def test_direction(project, tmp_path):
     gains = {}
     for direction in ("raise", "lower"):
         root = tmp_path / direction
-        changes = {"attack__direction": direction, "attack__epochs": 4, "attack__lr": 1e-2}
+        changes = {"attack__direction": direction, "attack__epochs": 8, "attack__lr": 2e-3}
         rows = generated(project, root, "unrestricted", **changes).records.values()
         assert {row["direction"] for row in rows} == {direction}
         gains[direction] = np.mean([row["score_adv"] - row["score_clean"] for row in rows])
