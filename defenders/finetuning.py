@@ -72,11 +72,7 @@ def finetune(
         RuntimeError: If the loss is not finite.
     """
     _check(clean, adversarial, validation, epochs, clean_share)
-    if distillation_weight < 0 or (distillation_weight and not len(photographs)):
-        raise ValueError(
-            f"distillation_weight must be ≥ 0, with photographs to keep the scores of, "
-            f"got {distillation_weight:g} with {len(photographs)}"
-        )
+    _check_distillation(distillation_weight, len(photographs))
     teacher = copy.deepcopy(model if teacher is None else teacher) if distillation_weight else None
     if teacher is not None:
         teacher.eval().requires_grad_(False)
@@ -97,13 +93,8 @@ def finetune(
 
     def losses(epoch: int) -> Iterator[tuple[Tensor, int]]:
         for images, mos, views in batches(epoch):
-            images, wanted = images.to(device), mos.to(device) / unit
-            if teacher is None:
-                yield F.smooth_l1_loss(model(images) / unit, wanted), len(mos)
-            else:
-                views = views.to(device)
-                loss = _distill(model, teacher, distillation_weight, images, wanted, views, unit)
-                yield loss, len(mos)
+            batch = (images.to(device), mos.to(device), views.to(device))
+            yield _loss(model, teacher, distillation_weight, batch, unit), len(mos)
 
     def run_epoch(epoch: int) -> Row:
         torch.manual_seed(seed * 100_003 + epoch)  # dropout
@@ -197,16 +188,21 @@ def _epoch(
         yield shown, torch.tensor(mos + more_mos), views
 
 
-def _distill(
+def _loss(
     model: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     distillation_weight: float,
-    images: Tensor,
-    wanted: Tensor,
-    views: Tensor,
+    batch: Batch,
     unit: float,
 ) -> Tensor:
-    """Smooth L1 of the scores of `images` to `wanted`, and of `views` to what the teacher says."""
+    """Smooth L1 of the scores to those wanted, and of those of views to what the teacher says: ().
+
+    unit: what counts as 1, in points of the scale.
+    """
+    images, mos, views = batch
+    wanted = mos / unit
+    if teacher is None:
+        return F.smooth_l1_loss(model(images) / unit, wanted)
     scores = model(torch.cat([images, views])) / unit
     with torch.no_grad():
         known = teacher(views) / unit
@@ -242,4 +238,12 @@ def _check(
     if epochs < 1 or not 0 < clean_share < 1:
         raise ValueError(
             f"epochs must be ≥ 1 and clean_share in (0, 1), got {epochs} and {clean_share}"
+        )
+
+
+def _check_distillation(weight: float, photographs: int) -> None:
+    if weight < 0 or (weight and not photographs):
+        raise ValueError(
+            f"distillation_weight must be ≥ 0, with photographs to keep the scores of, "
+            f"got {weight:g} with {photographs}"
         )

@@ -35,11 +35,25 @@ class D10Head(nn.Module):
         self.centres: Tensor
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (N,C) to logits (N,10)."""
+        """Map features to logits.
+
+        Args:
+            features: (N,C) pooled features.
+
+        Returns:
+            (N,10) logits.
+        """
         return self.linear(self.dropout(features))
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Map logits (N,10) to scores (N,)."""
+        """Map logits to scores, the means over the bin centres.
+
+        Args:
+            logits: (N,10).
+
+        Returns:
+            (N,) scores on the scale.
+        """
         return logits.softmax(dim=1) @ self.centres.to(logits.dtype)
 
 
@@ -59,11 +73,25 @@ class ScalarHead(nn.Module):
         self.scale = scale
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (N,C) to logits (N,1)."""
+        """Map features to logits.
+
+        Args:
+            features: (N,C) pooled features.
+
+        Returns:
+            (N,1) logits.
+        """
         return self.linear(self.dropout(features))
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Map logits (N,1) to scores (N,)."""
+        """Map logits to scores by a sigmoid stretched over the scale.
+
+        Args:
+            logits: (N,1).
+
+        Returns:
+            (N,) scores on the scale.
+        """
         return self.scale.low + self.scale.range * logits.squeeze(1).sigmoid()
 
 

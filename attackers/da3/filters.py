@@ -114,6 +114,10 @@ def bright(images: Tensor, p: Tensor) -> Tensor:
     """Add p/2 to every channel.
 
     One addition, as in kornia's adjust_brightness.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        p: (N,) in [-1, 1], one parameter per image; 0 is the identity.
     """
     return clamp_through(images + _column(p) / 2)
 
@@ -122,6 +126,10 @@ def contrast(images: Tensor, p: Tensor) -> Tensor:
     """Stretch by 3^p about the mean luma.
 
     Kornia's adjust_contrast_with_mean_subtraction clips without a gradient.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        p: (N,) in [-1, 1], one parameter per image; 0 is the identity.
     """
     mean = rgb_to_grayscale(images).mean(dim=(2, 3), keepdim=True)
     # x + (x-m)(3^p - 1), not m + (x-m)3^p: exact at p = 0.
@@ -132,6 +140,10 @@ def hue(images: Tensor, p: Tensor) -> Tensor:
     """Rotate the chroma plane (YIQ) by π·p.
 
     Linear in the image, 12 to 22 times as fast as kornia's adjust_hue, which goes through HSV.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        p: (N,) in [-1, 1], one parameter per image; 0 is the identity.
     """
     angle = math.pi * p.view(-1, 1, 1)
     cos_minus_one = -2 * torch.sin(angle / 2) ** 2  # exact at 0
@@ -144,6 +156,10 @@ def saturation(images: Tensor, p: Tensor) -> Tensor:
 
     With 3^p rather than 1 + p, -p undoes p. Kornia's adjust_saturation_with_gray_subtraction clips
     without a gradient.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        p: (N,) in [-1, 1], one parameter per image; 0 is the identity.
     """
     chroma = images - rgb_to_grayscale(images)
     return clamp_through(torch.addcmul(images, chroma, _column(3**p - 1)))
@@ -154,6 +170,10 @@ def gamma(images: Tensor, p: Tensor) -> Tensor:
 
     Values below 1e-4 take the change at 1e-4: the gradient is finite at black, where that of
     kornia's adjust_gamma is NaN for p < 0.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        p: (N,) in [-1, 1], one parameter per image; 0 is the identity.
     """
     floor = images.clamp_min(1e-4)
     change = torch.expm1(_column(3**p - 1) * floor.log())
@@ -161,17 +181,32 @@ def gamma(images: Tensor, p: Tensor) -> Tensor:
 
 
 def sobel(images: Tensor, p: Tensor) -> Tensor:
-    """Add p times the Sobel gradient magnitude, which draws or removes lines."""
+    """Add p times the Sobel gradient magnitude, which draws or removes lines.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        p: (N,) in [-1, 1], one parameter per image; 0 is the identity.
+    """
     return clamp_through(torch.addcmul(images, sobel_magnitude(images), _column(p)))
 
 
 def blur(images: Tensor, p: Tensor) -> Tensor:
-    """Mix with the Gaussian blur (p > 0) or extrapolate away from it."""
+    """Mix with the Gaussian blur (p > 0) or extrapolate away from it.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        p: (N,) in [-1, 1], one parameter per image; 0 is the identity.
+    """
     return clamp_through(torch.addcmul(images, gaussian(images, 1.5) - images, _column(p)))
 
 
 def sharp(images: Tensor, p: Tensor) -> Tensor:
-    """Unsharp mask with a narrower Gaussian, strength 2p."""
+    """Unsharp mask with a narrower Gaussian, strength 2p.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        p: (N,) in [-1, 1], one parameter per image; 0 is the identity.
+    """
     return clamp_through(torch.addcmul(images, images - gaussian(images, 0.75), 2 * _column(p)))
 
 
@@ -198,6 +233,10 @@ def equalize(images: Tensor, p: Tensor) -> Tensor:
 
     The gradient towards the images is straight-through, as the histogram has none; kornia's
     equalize has no gradient at all and is no faster.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        p: (N,) in [-1, 1], one parameter per image; 0 is the identity.
     """
     return clamp_through(torch.addcmul(images, _equalize_shift(images), _column(p)))
 
@@ -230,6 +269,10 @@ def rgb2hsv(images: Tensor, p: Tensor) -> Tensor:
     """Mix with the hue wave, saturation and value taken as R, G and B.
 
     Kornia's rgb_to_hsv has gradients above 1e6 near black and grey; ours is 1.5 times as fast.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        p: (N,) in [-1, 1], one parameter per image; 0 is the identity.
     """
     return clamp_through(torch.addcmul(images, _hsv(images) - images, _column(p)))
 
@@ -238,6 +281,10 @@ def rgb2hls(images: Tensor, p: Tensor) -> Tensor:
     """Mix with the hue wave, lightness and saturation taken as R, G and B.
 
     Kornia's rgb_to_hls has gradients above 1e6 near black and grey; ours is 1.5 times as fast.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        p: (N,) in [-1, 1], one parameter per image; 0 is the identity.
     """
     return clamp_through(torch.addcmul(images, _hls(images) - images, _column(p)))
 
@@ -252,7 +299,12 @@ def _mix_affine(
 
 
 def rgb2ycbcr(images: Tensor, p: Tensor) -> Tensor:
-    """Mix with Y, Cb and Cr taken as R, G and B; 1.8 times as fast as kornia's rgb_to_ycbcr."""
+    """Mix with Y, Cb and Cr taken as R, G and B; 1.8 times as fast as kornia's rgb_to_ycbcr.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        p: (N,) in [-1, 1], one parameter per image; 0 is the identity.
+    """
     return _mix_affine(_YCBCR, images, p)
 
 
@@ -260,12 +312,21 @@ def rgb2yuv(images: Tensor, p: Tensor) -> Tensor:
     """Mix with Y, U and V, each scaled to [0,1], taken as R, G and B.
 
     1.3 times as fast as kornia's rgb_to_yuv.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        p: (N,) in [-1, 1], one parameter per image; 0 is the identity.
     """
     return _mix_affine(_YUV, images, p)
 
 
 def rgb2bgr(images: Tensor, p: Tensor) -> Tensor:
-    """Mix with the image whose red and blue are swapped."""
+    """Mix with the image whose red and blue are swapped.
+
+    Args:
+        images: (N, 3, H, W), RGB in [0, 1].
+        p: (N,) in [-1, 1], one parameter per image; 0 is the identity.
+    """
     return clamp_through(torch.addcmul(images, rgb_to_bgr(images) - images, _column(p)))
 
 

@@ -16,7 +16,11 @@ LEARNING_RATE = 0.15
 
 
 def neutral_plan(images: Tensor) -> Plan:
-    """The plan that leaves pictures as they are: equal weights, no strength."""
+    """The plan that leaves pictures as they are: equal weights, no strength.
+
+    Args:
+        images: (N,3,H,W); gives the number of plans, the dtype and the device.
+    """
     strengths = images.new_zeros(len(images), len(FILTER_NAMES))
     return Plan(torch.full_like(strengths, 1 / len(FILTER_NAMES)), strengths)
 
@@ -84,7 +88,16 @@ def refine(
 
 @torch.no_grad()
 def finish(images: Tensor, plan: Plan, min_psnr: float | None) -> Tensor:
-    """The examples of a plan as they may be stored: on the 8-bit grid, at least min_psnr away."""
+    """The examples of a plan as they may be stored: on the 8-bit grid, within min_psnr.
+
+    Args:
+        images: (N,3,H,W) RGB in [0,1].
+        plan: Weights and strengths of the filters, (N,14) each.
+        min_psnr: Lowest PSNR to the images, in dB; None sets no limit.
+
+    Returns:
+        (N,3,H,W) on the 8-bit grid.
+    """
     free = combine(images, plan)
     return quantize(free) if min_psnr is None else project_to_min_psnr(images, free, min_psnr)[0]
 

@@ -33,7 +33,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a campaign asks. `gold` and `repeats` are shares of the items, `votes` per task."""
+    """What a campaign asks.
+
+    Args:
+        name: Names the campaign on the server.
+        votes: Votes that each task needs, from different people.
+        gold: Gold items (with a known verdict), as a share of the items.
+        repeats: Items that are asked twice, as a share of the items.
+        artefacts: Tags to choose from; with none, the question is left out.
+        seed: Decides order and sides.
+    """
 
     name: str
     votes: int
@@ -45,7 +54,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Task:
-    """One question. `expected`: the verdict of a gold item."""
+    """One question.
+
+    Args:
+        name: Key of the pair and, but for items, the kind.
+        pair: What is shown.
+        kind: Whether it is an item, an item again, or one with a known verdict.
+        left: Which picture stands on the left.
+        expected: The verdict of a gold item.
+    """
 
     name: str
     pair: Pair
@@ -68,7 +85,14 @@ class Task:
 
 
 def label_config(artefacts: Sequence[str]) -> str:
-    """The labelling page. Number, for there is no tag Slider (and no error that says so)."""
+    """Build the labelling page, with a Number: Slider is no tag (and no error says so).
+
+    Args:
+        artefacts: Tags to choose from; with none, the question is left out.
+
+    Returns:
+        The XML of the label config.
+    """
 
     def choices(values: Sequence[str]) -> str:
         return "".join(f"<Choice value={quoteattr(v)}/>" for v in values)
@@ -99,7 +123,14 @@ def label_config(artefacts: Sequence[str]) -> str:
 
 
 def controls_in(config: str) -> dict[str, set[str]]:
-    """Names that a vote may use, with their choices. Artefacts are those of the page."""
+    """Map the controls of a labelling page, which a vote may use, to their choices.
+
+    Args:
+        config: XML of the label config; the artefacts are those that it offers.
+
+    Returns:
+        Control -> choices (none for a number).
+    """
     found = ET.fromstring(config).iterfind(".//Choices[@name='artefacts']/Choice")
     return {
         "score": set(),
@@ -109,10 +140,17 @@ def controls_in(config: str) -> dict[str, set[str]]:
 
 
 def plan_tasks(pairs: Iterable[Pair], plan: Plan) -> list[Task]:
-    """The questions of a campaign: items, then repeats and gold items spread over the candidates.
+    """Make the questions of a campaign: an item per pair, repeats and gold items among them.
 
     A repeated item has its sides exchanged. Gold items show a photograph beside itself
     ("unchanged") and beside a strong blur of itself ("degraded"), in turn.
+
+    Args:
+        pairs: The candidates; their order does not matter.
+        plan: Shares and seed.
+
+    Returns:
+        Tasks in the order in which they are asked.
     """
     tasks = []
     ordered = sorted(pairs, key=lambda pair: sample_seed(plan.seed, "campaign", pair.key))
@@ -141,7 +179,15 @@ def _picture_names(task: Task) -> dict[str, str]:
 
 
 def task_images(task: Task, image: Image) -> dict[str, tuple[str, bytes]]:
-    """Name and PNG of the "original" and the "changed" picture of a task."""
+    """Read the pictures of a task.
+
+    Args:
+        task: The question.
+        image: Gives the PNG of a key.
+
+    Returns:
+        "original" and "changed" -> name and PNG.
+    """
     names = _picture_names(task)
     original = (names["original"], image(task.pair.parent))
     if task.kind != "gold":
@@ -179,7 +225,12 @@ class LocalFiles:
 
 @dataclass(frozen=True)
 class Links:
-    """Images that lie elsewhere: a template with {key}, or an address (presigned) per key."""
+    """Images that lie elsewhere.
+
+    Args:
+        template: An address with {key} in it.
+        known: Key -> address (presigned, say), which goes before the template.
+    """
 
     template: str | None
     known: Mapping[str, str]
@@ -192,16 +243,25 @@ class Links:
         return found
 
     def find(self, name: str) -> str | None:
-        """Address of an image, where it has one."""
-        made = None if self.template is None else self.template.replace("{key}", name)
-        return self.known.get(name, made)
+        """Address of an image, None where it has none."""
+        default = None if self.template is None else self.template.replace("{key}", name)
+        return self.known.get(name, default)
 
 
 Storage = Inline | LocalFiles | Links
 
 
 def export_images(tasks: Iterable[Task], image: Image, out: Path) -> int:
-    """Write the pictures of all tasks to a folder, to be uploaded for `Links`; says how many."""
+    """Write the pictures of all tasks as PNG files, to be uploaded for `Links`.
+
+    Args:
+        tasks: The questions.
+        image: Gives the PNG of a key.
+        out: Folder, created where it is missing.
+
+    Returns:
+        Number of pictures.
+    """
     store, names = LocalFiles(out.parent, out.name), set()
     for task in tasks:
         for name, data in task_images(task, image).values():
@@ -211,7 +271,16 @@ def export_images(tasks: Iterable[Task], image: Image, out: Path) -> int:
 
 
 def with_current_urls(task: Task, data: Mapping[str, Any], links: Links) -> dict[str, Any]:
-    """`data` of a task that was pushed before, with the addresses of today where there are any."""
+    """Give a task that was pushed before the present addresses of its pictures.
+
+    Args:
+        task: The question, with the sides as they were pushed.
+        data: The task's data on the server.
+        links: The addresses; a picture without one keeps its old address.
+
+    Returns:
+        The new data.
+    """
     names = _picture_names(task)
     roles = {"left": task.left, "right": _other(task.left)}
     found = {side: links.find(names[role]) for side, role in roles.items()}
@@ -225,7 +294,16 @@ def _other(role: str) -> str:
 def task_batches(
     tasks: Sequence[Task], image: Image, storage: Storage
 ) -> Iterator[list[dict[str, Any]]]:
-    """Import requests of a few dozen tasks, bounded in bytes: images are read as they go."""
+    """Make import requests of at most BATCH_TASKS tasks and about BATCH_BYTES bytes.
+
+    Args:
+        tasks: The questions.
+        image: Gives the PNG of a key; a picture is read when its batch is made.
+        storage: Where the pictures lie.
+
+    Yields:
+        Tasks in the form of the server.
+    """
     batch: list[dict[str, Any]] = []
     size = 0
     for task in tasks:

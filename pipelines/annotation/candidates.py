@@ -12,13 +12,24 @@ from pipelines.storage.shards import image_places
 
 
 def read_pairs(candidates: Path) -> list[Pair]:
-    """Keys of the candidates and of their photographs, in the order of the table."""
+    """Read the keys of the candidates and of their photographs, in the order of the table."""
     table = read_candidates(candidates, ["key", "parent_key"])
     return [Pair(*row) for row in zip(*(c.to_pylist() for c in table.columns), strict=True)]
 
 
 def read_candidates(candidates: Path, columns: list[str] | None = None) -> pa.Table:
-    """Columns of annotations/candidates; InputError when `curate` has not run."""
+    """Read annotations/candidates.
+
+    Args:
+        candidates: The folder.
+        columns: Columns to read; all by default.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: `curate` has not run.
+    """
     try:
         return pq.read_table(candidates / "metadata.parquet", columns=columns)
     except FileNotFoundError:
@@ -28,10 +39,18 @@ def read_candidates(candidates: Path, columns: list[str] | None = None) -> pa.Ta
 
 
 class CandidateImages:
-    """Stored PNGs of candidates and their photographs by key: offsets in memory, no pixels."""
+    """Stored PNGs of candidates and their photographs by key: offsets in memory, no pixels.
+
+    Args:
+        datasets: Folder of the data sets, with aes and clean.
+        candidates: Folder of the candidates.
+
+    Raises:
+        InputError: `curate` has not run.
+        StageError: A candidate is in no shard.
+    """
 
     def __init__(self, datasets: Path, candidates: Path) -> None:
-        """Look up every candidate in the shards below `datasets`."""
         table = read_candidates(candidates, ["key", "parent_key", "folder", "shard"])
         rows = table.to_pydict()
         wanted: dict[Path, set[str]] = {}

@@ -17,14 +17,20 @@ FEW = 10  # images shared with others below which a correlation says nothing
 
 @dataclass(frozen=True)
 class Votes:
-    """Who gave which image which score."""
+    """Who gave which image which score: three arrays, (N,), a vote in each place.
+
+    Args:
+        image: Numbers of the images, from 0.
+        annotator: Numbers of the annotators, from 0.
+        score: Scores.
+    """
 
     image: np.ndarray
     annotator: np.ndarray
     score: np.ndarray
 
     def where(self, mask: np.ndarray) -> "Votes":
-        """Some of the votes; images and annotators keep their numbers."""
+        """Votes of a boolean mask, (N,); images and annotators keep their numbers."""
         return Votes(self.image[mask], self.annotator[mask], self.score[mask])
 
     @property
@@ -47,9 +53,13 @@ class Votes:
 
 @dataclass(frozen=True)
 class Opinions:
-    """By image number: mean, standard deviation (n - 1), votes, half of the 95 % interval.
+    """Opinion scores by image number, (images,); NaN where undefined.
 
-    NaN where it is undefined: the deviation of one vote, the mean of none.
+    Args:
+        mean: Mean of the votes; undefined for none.
+        std: Standard deviation (n - 1); undefined for one vote.
+        n: Number of votes.
+        half: Half of the 95 % interval of the mean.
     """
 
     mean: np.ndarray
@@ -59,7 +69,15 @@ class Opinions:
 
 
 def mean_opinions(votes: Votes, images: int | None = None) -> Opinions:
-    """Mean opinion score of each image. The interval is Student's: mean ± t(n-1) std / sqrt(n)."""
+    """Mean opinion score of each image, with Student's interval: mean ± t(n-1) std / sqrt(n).
+
+    Args:
+        votes: The votes.
+        images: Number of images; by default as many as have votes.
+
+    Returns:
+        The scores, (images,) each.
+    """
     images = votes.images if images is None else images
     n = np.bincount(votes.image, minlength=images)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -72,13 +90,19 @@ def mean_opinions(votes: Votes, images: int | None = None) -> Opinions:
 
 
 def bt500_outliers(votes: Votes) -> np.ndarray:
-    """Annotators (bool each) that the screening of ITU-R BT.500 (annex 1, 2.3.1) rejects.
+    """Find annotators that the screening of ITU-R BT.500 (annex 1, 2.3.1) rejects.
 
     Per image the votes are taken for normal when their kurtosis is in [2, 4], and a vote is far
     off when it is 2 (else sqrt 20) standard deviations from the mean. Rejected is who is far off
     in more than 5 % of their votes, and about as often above as below (|P - Q| < 0.3 (P + Q)):
     unreliable, not merely strict. With fewer than PANEL votes on an image no vote can be that far
     off, so that the rule needs panels; for few votes per image see `low_correlation`.
+
+    Args:
+        votes: The votes.
+
+    Returns:
+        (annotators,) booleans, True for who is rejected.
     """
     seen = mean_opinions(votes)
     away = votes.score - seen.mean[votes.image]
@@ -101,7 +125,12 @@ def bt500_outliers(votes: Votes) -> np.ndarray:
 def correlations(votes: Votes) -> np.ndarray:
     """Pearson correlation of each annotator with the mean of the others on the same images.
 
-    NaN with fewer than FEW shared images, or where either side never varies.
+    Args:
+        votes: The votes.
+
+    Returns:
+        (annotators,) in [-1, 1]; NaN with fewer than FEW shared images, or where either side
+        never varies.
     """
     others = votes.others()
     out = np.full(votes.annotators, np.nan)
@@ -113,13 +142,29 @@ def correlations(votes: Votes) -> np.ndarray:
 
 
 def low_correlation(votes: Votes, minimum: float) -> np.ndarray:
-    """Annotators (bool each) whose correlation with the others is below `minimum`."""
+    """Find annotators whose correlation with the others is below `minimum`.
+
+    Args:
+        votes: The votes.
+        minimum: Least correlation, in [-1, 1].
+
+    Returns:
+        (annotators,) booleans; False where the correlation is undefined.
+    """
     found = correlations(votes)
     return np.asarray(np.isfinite(found) & (found < minimum))
 
 
 def biases(votes: Votes) -> np.ndarray:
-    """How much higher each annotator scores than the others on the same images; NaN for nobody."""
+    """Mean difference between each annotator's scores and those of the others on the same images.
+
+    Args:
+        votes: The votes.
+
+    Returns:
+        (annotators,) in units of the score, positive for a generous annotator; NaN for one who
+        shares no image.
+    """
     away = votes.score - votes.others()
     shared = np.isfinite(away)
     n = np.bincount(votes.annotator, shared, minlength=votes.annotators)
@@ -133,8 +178,15 @@ def icc_2k(votes: Votes, weights: np.ndarray | None = None) -> float:
 
     Variance of images over itself plus that of annotators and of error divided by k, the mean
     number of votes per image. The components are estimated by Henderson's first method, which
-    for a full table is the usual analysis of variance and needs none. `weights`: copies of each
-    image (bootstrap). NaN when there are too few votes to tell.
+    for a full table is the usual analysis of variance and needs none.
+
+    Args:
+        votes: The votes.
+        weights: Copies of each image (bootstrap), (images,); one of each by default.
+
+    Returns:
+        The coefficient, mostly in [0, 1]; NaN when there are too few votes to tell, or when the
+        estimated variance is not positive.
     """
     copies = np.ones(votes.images) if weights is None else weights
     w = copies[votes.image]
@@ -170,8 +222,14 @@ def icc_2k(votes: Votes, weights: np.ndarray | None = None) -> float:
 def krippendorff_alpha(votes: Votes, weights: np.ndarray | None = None) -> float:
     """Krippendorff's alpha for interval data: 1 - observed over expected disagreement.
 
-    Images with one vote do not count. `weights`: copies of each image (bootstrap). NaN when no
-    image has two votes or all votes are equal.
+    Images with one vote do not count.
+
+    Args:
+        votes: The votes.
+        weights: Copies of each image (bootstrap), (images,); one of each by default.
+
+    Returns:
+        Alpha, at most 1; NaN when no image has two votes or all votes are equal.
     """
     n = np.bincount(votes.image, minlength=votes.images)
     copies = np.ones(votes.images) if weights is None else weights
@@ -193,7 +251,17 @@ def krippendorff_alpha(votes: Votes, weights: np.ndarray | None = None) -> float
 def bootstrap_interval(
     measure: Measure, votes: Votes, *, resamples: int, seed: int
 ) -> tuple[float, float]:
-    """95 % percentile interval of a measure over images drawn anew; NaN where undefined."""
+    """95 % percentile interval of a measure, over images drawn with replacement.
+
+    Args:
+        measure: `icc_2k` or `krippendorff_alpha`.
+        votes: The votes.
+        resamples: Number of draws.
+        seed: Of the draws.
+
+    Returns:
+        Lower and upper end; NaN where undefined.
+    """
     present = np.unique(votes.image)
     if not len(present) or resamples < 1:
         return float("nan"), float("nan")

@@ -42,7 +42,17 @@ SCHEMA = pa.schema(
 
 
 def read_votes(path: Path) -> pa.Table:
-    """The votes; none when there is no file. InputError when it is another kind of table."""
+    """Read the votes.
+
+    Args:
+        path: Table that `write_votes` wrote.
+
+    Returns:
+        The table, with the columns of SCHEMA; no rows when there is no file.
+
+    Raises:
+        InputError: It is another kind of table.
+    """
     if not path.exists():
         return SCHEMA.empty_table()
     try:
@@ -62,7 +72,16 @@ def read_votes(path: Path) -> pa.Table:
 
 
 def write_votes(path: Path, rows: list[dict[str, Any]], cursors: Mapping[str, str]) -> bool:
-    """Write the table in a fixed order. Returns: whether the file changed."""
+    """Write the votes in a fixed order.
+
+    Args:
+        path: Parquet file; untouched where nothing changed.
+        rows: Votes, with the fields of SCHEMA.
+        cursors: Server and project -> last change seen there.
+
+    Returns:
+        Whether the file changed.
+    """
     rows = sorted(rows, key=lambda r: (r["server"], r["task_id"], r["annotation_id"], r["task"]))
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     if cursors:
@@ -86,20 +105,24 @@ def votes_of_task(
     task: Mapping[str, Any],
     drafts: Sequence[Mapping[str, Any]],
     server: str,
-    known: Mapping[str, set[str]],
+    controls: Mapping[str, set[str]],
     users: Mapping[str, int],
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the annotations of one task and of its drafts.
+    """Read the annotations of a task and its drafts.
 
-    `known` maps the names of the label config to their choices; `users` addresses to numbers.
+    Args:
+        task: A task of the server.
+        drafts: Its drafts.
+        server: Address of the server and number of the project, for the column.
+        controls: Controls of the label config -> their choices (see campaign.controls_in).
+        users: Email -> number of a user.
+
+    Yields:
+        Rows of the table.
     """
-    about = task["meta"]["veneer"]
+    meta = task["meta"]["veneer"]
     common = {
-        "task": about["task"],
-        "key": about["key"],
-        "kind": about["kind"],
-        "expected": about["expected"],
-        "left": about["left"],
+        **{name: meta[name] for name in ("task", "key", "kind", "expected", "left")},
         "server": server,
         "task_id": task["id"],
     }
@@ -112,7 +135,7 @@ def votes_of_task(
             "created_at": annotation["created_at"],
             "seconds": annotation["lead_time"],
             "annotation_id": annotation["id"],
-            **_read_result(annotation, known),
+            **_read_result(annotation, controls),
         }
         if who is None:
             row["reason"] = "unknown annotator"
@@ -126,26 +149,32 @@ def votes_of_task(
                 "created_at": draft["created_at"],
                 "seconds": draft["lead_time"],
                 "annotation_id": -draft["id"],  # drafts have numbers of their own
-                **_read_result(draft, known),
+                **_read_result(draft, controls),
                 "reason": "draft, not submitted",
             }
 
 
 def voter(annotation: Mapping[str, Any]) -> int | None:
-    """Number of who voted; None where the server does not know: the user was deleted."""
+    """Number of the user who voted; None where the user was deleted."""
     user = annotation["completed_by"]
     number = user.get("id") if isinstance(user, dict) else user
     return number if isinstance(number, int) else None
 
 
 def person(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Who voted: address of the server, whose projects share their users, and number there."""
+    """Identify who voted: address of the server, whose projects share users, and number there."""
     return row["server"].partition(" project ")[0], row["annotator"]
 
 
 def only_last(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, where of several votes that count, by one person on one question, the last one
-    does: also in another task, or another project of the server, that asks it again."""
+    """Let only the last of several valid votes by one person on one question count.
+
+    Args:
+        rows: Votes, also of other tasks or projects of the server that ask the question again.
+
+    Returns:
+        The votes in the same order; those before the last have the reason REPLACED.
+    """
     out = [dict(row) for row in rows]
     last: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in sorted(out, key=lambda r: (r["created_at"], r["annotation_id"])):
@@ -157,7 +186,7 @@ def only_last(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def _read_result(annotation: Mapping[str, Any], known: Mapping[str, set[str]]) -> dict[str, Any]:
+def _read_result(annotation: Mapping[str, Any], controls: Mapping[str, set[str]]) -> dict[str, Any]:
     """score, verdict, artefacts and, where they do not count, the first reason.
 
     The server checks no result that comes through its interface: any JSON may be in it.
@@ -171,7 +200,7 @@ def _read_result(annotation: Mapping[str, Any], known: Mapping[str, set[str]]) -
     seen = set()
     for part in parts:
         name, value = part.get("from_name"), part.get("value") or {}
-        if not isinstance(name, str) or name not in known:
+        if not isinstance(name, str) or name not in controls:
             problems.append(f"unknown name {_short(name)}")
             continue
         if name in seen:
@@ -185,13 +214,13 @@ def _read_result(annotation: Mapping[str, Any], known: Mapping[str, set[str]]) -
         else:
             chosen = value.get("choices")
             chosen = chosen if isinstance(chosen, list) else [chosen]
-            own = [c for c in chosen if isinstance(c, str) and c in known[name]]
-            odd = [c for c in chosen if c not in own]
-            problems += [f"unknown {name} {_short(c)}" for c in odd]
+            valid_choices = [c for c in chosen if isinstance(c, str) and c in controls[name]]
+            unknown = [c for c in chosen if c not in valid_choices]
+            problems += [f"unknown {name} {_short(c)}" for c in unknown]
             if name == "artefacts":
-                out["artefacts"] = sorted(set(own))
+                out["artefacts"] = sorted(set(valid_choices))
             elif len(chosen) == 1:
-                out["verdict"] = own[0] if own else None
+                out["verdict"] = valid_choices[0] if valid_choices else None
             else:
                 problems.append("more than one verdict" if chosen else "no verdict")
     problems += [f"no {name}" for name in ("score", "verdict") if name not in seen]
@@ -207,8 +236,8 @@ def _score(value: Any) -> tuple[float | None, str | None]:
     except OverflowError:  # whole numbers of JSON have no bounds
         score = math.inf if value > 0 else -math.inf
     if not LOW <= score <= HIGH:
-        kept = score if math.isfinite(score) else None
-        return kept, f"score {score:g} is not in [{LOW:g}, {HIGH:g}]"
+        stored = score if math.isfinite(score) else None
+        return stored, f"score {score:g} is not in [{LOW:g}, {HIGH:g}]"
     if (score / STEP) % 1:
         return score, f"score {score:g} is no multiple of {STEP:g}"
     return score, None
@@ -220,5 +249,5 @@ def _short(value: Any) -> str:
 
 
 def valid(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The votes that count."""
+    """Votes that count: those without a reason not to."""
     return [row for row in rows if row["reason"] is None]

@@ -36,7 +36,16 @@ _READ = (
 
 @dataclass(frozen=True)
 class Curated:
-    """Candidates, what became of each, and the names behind the numbers."""
+    """Candidates, what became of each, and the names behind the numbers.
+
+    Args:
+        candidates: Array of CANDIDATE (N,), in the order of the tables.
+        selection: What became of each.
+        rules: What it was decided by.
+        victims: Names of the victims, by number.
+        modes: Names of the attack modes, by number.
+        bins: Number of bins of the adversarial score.
+    """
 
     candidates: np.ndarray
     selection: Selection
@@ -140,7 +149,11 @@ def _look_up(candidates: np.ndarray, by: str, hashes: np.ndarray, names: Mapping
 
 
 def curation_report(curated: Curated) -> dict[str, Any]:
-    """Counts: in, kept, rejected by reason, and the kept ones by split, victim, mode and bin."""
+    """Counts: in, kept, rejected by reason, and the kept ones by split, victim, mode and bin.
+
+    Args:
+        curated: The candidates and what became of each.
+    """
     rows, chosen = curated.candidates, curated.selection
     kept = chosen.reason == KEPT
     reasons = Counter(_short(code) for code in chosen.reason[~kept].tolist())

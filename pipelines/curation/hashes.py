@@ -45,7 +45,13 @@ def _bits(hashed: imagehash.ImageHash) -> int:
 
 @dataclass(frozen=True)
 class HashJob:
-    """One shard to be hashed into `out`."""
+    """One shard to be hashed.
+
+    Args:
+        shard: The shard.
+        out: File of its hashes.
+        count: Number of its images.
+    """
 
     shard: Path
     out: Path
@@ -53,7 +59,11 @@ class HashJob:
 
 
 def hash_shard(job: HashJob) -> None:
-    """Hash the images of one shard; the file is whole or not there."""
+    """Hash the images of one shard; the file is whole or not there.
+
+    Args:
+        job: The shard and the file.
+    """
     rows = [
         (int(record["key"], 16), *hash_image(decode_png(image)))
         for record, image in read_shard(job.shard)
@@ -102,7 +112,14 @@ def hash_folders(
 
 
 def load_hashes(files: Iterable[Path]) -> np.ndarray:
-    """All hashes of the files as one array of HASHED, sorted by key."""
+    """All hashes of some files.
+
+    Args:
+        files: What `hash_shard` wrote.
+
+    Returns:
+        Array of HASHED, sorted by key.
+    """
     parts = [np.load(file) for file in files]
     hashes = np.concatenate(parts) if parts else np.empty(0, HASHED)
     return hashes[np.argsort(hashes["key"], kind="stable")]

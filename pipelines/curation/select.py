@@ -54,14 +54,25 @@ class Rules:
 
 @dataclass(frozen=True)
 class Selection:
-    """For each candidate: reason (KEPT or why not), the other key it names, and its split."""
+    """What became of each of N candidates.
+
+    Args:
+        reason: (N,) KEPT, or why it was rejected.
+        other: (N,) key of the other image that the reason names.
+        split: (N,) its split, an index into SPLITS.
+    """
 
     reason: np.ndarray
     other: np.ndarray
     split: np.ndarray
 
     def text(self, index: int, rules: Rules) -> str:
-        """The reason of a reject in words."""
+        """The reason of a reject in words.
+
+        Args:
+            index: Number of the candidate, one that was rejected.
+            rules: What it was decided by.
+        """
         other = f"{self.other[index]:016x}"
         return {
             NOT_MOVED: "score not moved in the direction of the attack",
@@ -173,10 +184,17 @@ def deal_photographs(
 
 
 def near_pairs(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Index pairs of different 64-bit hashes that differ in at most `distance` bits.
+    """Index pairs of different 64-bit hashes that are near each other.
 
     Two such hashes agree in at least one of distance + 1 parts of their bits, so only hashes that
-    share a part are compared. A pair may come more than once. Hashes must be unique.
+    share a part are compared. A pair may come more than once.
+
+    Args:
+        hashes: uint64 (N,), without repetitions.
+        distance: Bits in which the two differ at most, in [0, 63].
+
+    Yields:
+        Two index arrays of one length: the first and the second hash of each pair.
     """
     edges = np.linspace(0, 64, distance + 2).astype(int)
     for low, high in pairwise(edges.tolist()):

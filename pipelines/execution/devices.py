@@ -20,14 +20,28 @@ def has_bfloat16() -> bool:
 
 
 def chosen_dtype(wanted: str) -> str:
-    """`engine.dtype` with `auto` resolved for this machine: bfloat16 or float32."""
+    """`engine.dtype` with `auto` resolved for this machine.
+
+    Args:
+        wanted: "auto", "bfloat16" or "float32".
+
+    Returns:
+        "bfloat16" or "float32".
+    """
     if wanted != "auto":
         return wanted
     return "bfloat16" if has_bfloat16() else "float32"
 
 
 def precision(dtype: str) -> torch.dtype | None:
-    """The value of ADT.precision for a resolved `engine.dtype`."""
+    """The value of ADT.precision for a resolved `engine.dtype`.
+
+    Args:
+        dtype: "bfloat16" or "float32".
+
+    Returns:
+        torch.bfloat16; None for float32.
+    """
     return torch.bfloat16 if dtype == "bfloat16" else None
 
 
@@ -43,7 +57,11 @@ def hardware() -> str:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Run with a fixed number of torch threads: it fixes the order of sums, and so the result."""
+    """Run with a fixed number of torch threads: it fixes the order of sums, and so the result.
+
+    Args:
+        count: Number of threads.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -25,8 +25,19 @@ _LINE_EVERY = 10.0  # seconds between progress lines when stderr is no terminal
 class Reporter(Protocol):
     """Receives what was finished, and what else a person should know."""
 
-    def done(self, count: int) -> None: ...  # noqa: D102
-    def note(self, text: str) -> None: ...  # noqa: D102
+    def done(self, count: int) -> None:
+        """Count units as finished.
+
+        Args:
+            count: Number of units finished since the last call.
+        """
+
+    def note(self, text: str) -> None:
+        """Show a line.
+
+        Args:
+            text: The line.
+        """
 
 
 @contextlib.contextmanager

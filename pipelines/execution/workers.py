@@ -28,7 +28,13 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: its result or its error, and the worker's memory after it in MiB."""
+    """What became of a job.
+
+    Args:
+        result: What the function returned; None after an error.
+        error: What it raised; None after a result.
+        memory: Resident memory of the worker after the job, MiB.
+    """
 
     result: Any
     error: Exception | None
@@ -48,7 +54,11 @@ class Worker:
         self._state: tuple[Any, ...] | None = None
 
     def run(self, job: Any) -> Outcome:
-        """Do one job. An error comes back as a value, with its traceback as a note."""
+        """Do one job. An error comes back as a value, with its traceback as a note.
+
+        Args:
+            job: Argument of the function.
+        """
         result, failed = None, None
         try:
             if self._state is None:
@@ -63,21 +73,36 @@ class Worker:
 class Lane(Protocol):
     """One worker; `submit` takes the next job once the last one is done."""
 
-    def submit(self, job: Any) -> "Future[Outcome]": ...  # noqa: D102
-    def replace(self) -> None: ...  # noqa: D102
+    def submit(self, job: Any) -> "Future[Outcome]":
+        """Begin a job.
+
+        Args:
+            job: Argument of the worker's function.
+        """
+
+    def replace(self) -> None:
+        """Put a new worker in the place of this one."""
 
 
 # In this process
 
 
 class InlineLane:
-    """This process: a job is done when `submit` returns."""
+    """This process: a job is done when `submit` returns.
+
+    Args:
+        worker: What does the jobs.
+    """
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
 
     def submit(self, job: Any) -> "Future[Outcome]":
-        """Do the job now."""
+        """Do the job now.
+
+        Args:
+            job: Argument of the worker's function.
+        """
         future: Future[Outcome] = Future()
         future.set_result(self.worker.run(job))
         return future
@@ -88,7 +113,11 @@ class InlineLane:
 
 @contextlib.contextmanager
 def inline_lane(worker: Worker) -> Iterator[list[Lane]]:
-    """This process with one torch thread, as in every other worker."""
+    """This process with one torch thread, as in every other worker.
+
+    Args:
+        worker: What does the jobs.
+    """
     import torch
 
     before = torch.get_num_threads()
@@ -103,7 +132,11 @@ def inline_lane(worker: Worker) -> Iterator[list[Lane]]:
 
 
 class ProcessLane:
-    """A spawned process, replaced when it died or grew."""
+    """A spawned process, replaced when it died or grew.
+
+    Args:
+        worker: What does the jobs; it is sent to the process.
+    """
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
@@ -114,7 +147,11 @@ class ProcessLane:
         return ProcessPoolExecutor(1, context, _start_process, (self.worker,))
 
     def submit(self, job: Any) -> "Future[Outcome]":
-        """Hand the job to the process."""
+        """Hand the job to the process.
+
+        Args:
+            job: Argument of the worker's function.
+        """
         try:
             return self.pool.submit(_in_process, job)
         except BrokenProcessPool:  # died between two jobs
@@ -129,7 +166,12 @@ class ProcessLane:
 
 @contextlib.contextmanager
 def process_lanes(worker: Worker, count: int) -> Iterator[list[Lane]]:
-    """`count` processes that end with this one, each with one torch thread."""
+    """Processes that end with this one, each with one torch thread.
+
+    Args:
+        worker: What does the jobs; it is sent to each process.
+        count: Number of processes.
+    """
     others = set(multiprocessing.active_children())
     with _one_thread_in_children():
         lanes = [ProcessLane(worker) for _ in range(count)]
@@ -190,14 +232,22 @@ def _end_with_parent() -> None:
 
 
 class RayLane:
-    """An actor, replaced when it died or grew."""
+    """An actor, replaced when it died or grew.
+
+    Args:
+        new_actor: Starts an actor on any node.
+    """
 
     def __init__(self, new_actor: Callable[[], Any]) -> None:
         self.new_actor = new_actor
         self.actor = new_actor()
 
     def submit(self, job: Any) -> "Future[Outcome]":
-        """Hand the job to the actor."""
+        """Hand the job to the actor.
+
+        Args:
+            job: Argument of the worker's function.
+        """
         future: Future[Outcome] = self.actor.run.remote(job).future()
         return future
 

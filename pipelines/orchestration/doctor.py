@@ -21,12 +21,14 @@ CORE = (
     "datasets",
     "dvc",
     "huggingface-hub",
+    "prefect",
+    "fastapi",
     "webdataset",
 )
 # extra -> its packages, and what for
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
-    "flows": (("prefect", "fastapi"), "veneer flow"),
     "ray": (("ray",), "engine.kind: ray"),
+    "labelstudio": (("label-studio-sdk",), "veneer annotate push, status, pull"),
     "onnx": (("onnx", "onnxruntime"), "detector export, ONNX victims"),
     "pyiqa": (("pyiqa",), "pyiqa:<metric> victims; its licence is PolyForm Noncommercial"),
 }
@@ -76,10 +78,15 @@ def _python() -> Finding:
 
 def _packages() -> list[Finding]:
     found = {name: _version(name) for name in CORE}
-    return [
+    findings = [
         Finding(name, "ok" if has else "problem", has or "not installed: make install")
         for name, has in found.items()
     ]
+    fastapi = found["fastapi"]
+    if fastapi and tuple(map(int, fastapi.split(".")[:2])) >= (0, 155):
+        detail = f"{fastapi} breaks prefect: needs < 0.155"
+        findings[CORE.index("fastapi")] = Finding("fastapi", "problem", detail)
+    return findings
 
 
 def _extras() -> list[Finding]:
@@ -90,9 +97,6 @@ def _extras() -> list[Finding]:
         text = ", ".join(f"{name} {has}" for name, has in found.items() if has)
         detail = f"{text} ({use})" if whole else f"for {use}: pip install 'veneer[{extra}]'"
         state: State = "ok" if whole else "missing"
-        fastapi = found.get("fastapi")
-        if whole and fastapi and tuple(map(int, fastapi.split(".")[:2])) >= (0, 155):
-            state, detail = "problem", f"fastapi {fastapi} breaks prefect: needs < 0.155"
         findings.append(Finding(f"extra {extra}", state, detail))
     return findings
 

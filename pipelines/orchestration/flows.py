@@ -1,51 +1,30 @@
 """Prefect flows over the stages of dvc.yaml: schedule, retry, show. DVC decides what is stale."""
 
 import datetime
-import json
-import os
 import re
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import InputError, StageError
-from pipelines.orchestration.dvc_stages import (
-    USAGE,
-    DvcStage,
-    Outcome,
-    StageFailed,
-    metrics_of,
-    read_stages,
-    run_stage,
-    with_needed,
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
 )
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    temporary_settings,
+)
+from prefect.task_runners import ThreadPoolTaskRunner
 
-# Read when prefect is imported: its own limit is too short for a first start.
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-try:
-    from prefect import flow, get_run_logger, task
-    from prefect.artifacts import (
-        create_link_artifact,
-        create_progress_artifact,
-        create_table_artifact,
-        update_progress_artifact,
-    )
-    from prefect.cache_policies import NO_CACHE
-    from prefect.client.schemas.objects import State
-    from prefect.futures import PrefectFuture
-    from prefect.settings import (
-        PREFECT_API_URL,
-        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
-        temporary_settings,
-    )
-    from prefect.task_runners import ThreadPoolTaskRunner
-except ImportError:
-    raise InputError("flows need the extra `flows`: pip install 'veneer[flows]'") from None
+from pipelines.errors import InputError, StageError
+from pipelines.orchestration.dvc_stages import read_stages, with_needed
+from pipelines.orchestration.stage_tasks import Row, run_stages
+from pipelines.orchestration.voting import wait_for_votes
 
 # Stages of each flow by their name before the @; what they need runs (or is cached) too.
 FLOWS: dict[str, tuple[str, ...] | None] = {
@@ -58,116 +37,27 @@ FLOWS: dict[str, tuple[str, ...] | None] = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table at the end. status: ran, cached, restored, failed or skipped."""
-
-    stage: str
-    status: str
-    seconds: float
-    metrics: str
-    note: str
-
-
-def worth_another_try(task: Any, run: Any, state: "State[Any]") -> bool:
-    """Whether to run a failed stage again: not when it was called wrongly."""
-    try:
-        state.result()
-    except StageFailed as error:
-        return error.code != USAGE
-    except Exception:
-        return True
-    return False
-
-
-def _stage_task(retries: int, retry_delay: float) -> Any:
-    delays = [retry_delay * 2**i for i in range(retries)]
-
-    @task(
-        task_run_name="{stage.name}",
-        retries=retries,
-        retry_delay_seconds=delays,
-        retry_condition_fn=worth_another_try,
-        persist_result=False,
-        cache_policy=NO_CACHE,  # DVC knows what is stale
-    )
-    def dvc_stage(root: Path, stage: DvcStage, slots: "Slots") -> Outcome:
-        logger = get_run_logger()
-        with slots:
-            return run_stage(root, stage.name, logger.info)
-
-    return dvc_stage
-
-
-class Slots:
-    """How many stages run at a time; the threads of the others wait."""
-
-    def __init__(self, count: int) -> None:
-        self._free = threading.Semaphore(count)
-
-    def __enter__(self) -> None:
-        self._free.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._free.release()
-
-
-def run_stages(
-    root: Path, stages: list[DvcStage], *, max_parallel: int, retries: int, retry_delay: float
-) -> list[Row]:
-    """Run stages as tasks of the current flow; what needs a failed one is skipped."""
-    slots = Slots(max_parallel)
-    dvc_stage = _stage_task(retries, retry_delay)
-    futures: dict[str, PrefectFuture[Outcome]] = {}
-    for stage in stages:
-        above = [futures[name] for name in stage.needs if name in futures]
-        futures[stage.name] = dvc_stage.submit(root, stage, slots, wait_for=above)
-    rows = []
-    for stage in stages:
-        future = futures[stage.name]
-        future.wait()
-        state = future.state
-        if state.is_completed():
-            done = future.result()
-            rows.append(Row(stage.name, done.status, done.seconds, metrics_of(root, stage), ""))
-        elif state.is_failed() or state.is_crashed():
-            error = future.result(raise_on_failure=False)
-            rows.append(Row(stage.name, "failed", 0.0, "", str(error)))
-        else:  # never started: what it needs did not end well
-            rows.append(Row(stage.name, "skipped", 0.0, "", "a stage that it needs failed"))
-    return rows
-
-
 @task(task_run_name="wait for annotators")
 def wait_for_annotators(root: Path, poll: float, limit: float) -> dict[str, Any]:
-    """Until the campaign has its votes, as `veneer annotate status` counts them."""
+    """Until the campaign has its votes; the progress is an artifact of the run.
+
+    Args:
+        root: Folder of the project.
+        poll: Seconds between two looks.
+        limit: Seconds to wait at most.
+
+    Returns:
+        What `veneer annotate status` said last.
+    """
     logger = get_run_logger()
-    _annotate(root, "push")
     # typed for flows that are async as well; this one is not
     artifact: Any = create_progress_artifact(0.0, "annotation", description="Votes of the campaign")
-    end = time.monotonic() + limit
-    while True:
-        told: dict[str, Any] = json.loads(_annotate(root, "status", "--json"))
-        tasks = told["item"] + told["repeat"] + told["gold"]
-        logger.info(f"{told['finished']} of {tasks} tasks have {told['votes_wanted']} votes")
-        update_progress_artifact(artifact, 100.0 * told["finished"] / max(tasks, 1))
-        if told["finished"] >= tasks:
-            _annotate(root, "pull")
-            return told
-        if time.monotonic() > end:
-            raise StageError(
-                f"{told['finished']} of {tasks} tasks have their votes after {limit / 3600:g} h: "
-                "run the flow again, the votes are kept"
-            )
-        time.sleep(poll)
 
+    def progress(finished: int, tasks: int, votes: int) -> None:
+        logger.info(f"{finished} of {tasks} tasks have {votes} votes")
+        update_progress_artifact(artifact, 100.0 * finished / max(tasks, 1))
 
-def _annotate(root: Path, *arguments: str) -> str:
-    command = ["veneer", "annotate", *arguments]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    if done.returncode:
-        raise StageError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
-    return done.stdout
+    return wait_for_votes(root, poll, limit, progress)
 
 
 def _run(
@@ -264,8 +154,17 @@ def curation(
     poll: float = 300,
     limit: float = 14 * 86400,
 ) -> list[dict[str, Any]]:
-    """3AE from candidates to scores. wait: for the votes of the campaign, checked every `poll`
-    seconds, `limit` seconds at most."""
+    """3AE from candidates to scores.
+
+    Args:
+        root: Folder of the project.
+        max_parallel: Stages at a time.
+        retries: Of a stage that failed.
+        retry_delay: Seconds before the first retry; doubles.
+        wait: For the votes of the campaign.
+        poll: Seconds between two looks at it.
+        limit: Seconds to wait at most.
+    """
     folder = Path(root).resolve()
     waiting = (lambda: wait_for_annotators(folder, poll, limit)) if wait else None
     return _run("curation", root, max_parallel, retries, retry_delay, waiting)
@@ -298,11 +197,22 @@ def build(
 def run_flow(
     name: str, *, server: str | None = None, cron: str | None = None, **arguments: Any
 ) -> list[dict[str, Any]]:
-    """Run a flow against `server` (…/api), the server of the Prefect profile, or a temporary one.
+    """Run a flow.
 
-    cron: do not run now, serve it on this schedule until interrupted; not with a temporary server,
-    which schedules nothing. Returns: the table of the stages. Raises InputError for an unknown
-    name, FlowFailed when a stage failed.
+    Args:
+        name: A key of FLOWS.
+        server: Address of a Prefect server (…/api); else that of the Prefect profile, or a
+            temporary one.
+        cron: Do not run now, serve it on this schedule until interrupted; not with a temporary
+            server, which schedules nothing.
+        arguments: Of the flow.
+
+    Returns:
+        The table of the stages.
+
+    Raises:
+        InputError: For an unknown name or a server that is no address.
+        FlowFailed: When a stage failed.
     """
     if name not in FLOWS:
         raise InputError(f"flow must be one of {', '.join(FLOWS)}, got {name!r}")

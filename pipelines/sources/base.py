@@ -20,7 +20,14 @@ IMAGE_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture with its score: the bytes of a file, or uint8 (H,W,3) pixels."""
+    """A picture with its score.
+
+    Args:
+        data: The bytes of a file, or pixels uint8 (H,W,3).
+        mos: Mean opinion score, on the scale of the source.
+        mos_std: Standard deviation of the opinions; None where unknown.
+        n_votes: Number of opinions; 0 when simulated, None where unknown.
+    """
 
     data: bytes | np.ndarray
     mos: float
@@ -49,7 +56,13 @@ class SourceItem:
 
 @dataclass(frozen=True)
 class SourceListing:
-    """All pictures of a source in a fixed order, and those dropped up front: (source_id, why)."""
+    """All pictures of a source.
+
+    Args:
+        items: The pictures, in a fixed order.
+        scale: Scale and terms of the scores.
+        rejects: Those dropped up front: `source_id` and reason.
+    """
 
     items: list[SourceItem]
     scale: ScaleInfo
@@ -93,7 +106,12 @@ def _read_photo(path: Path, mos: float, mos_std: float | None, n_votes: int | No
 
 
 def named(values: Sequence[object], limit: int = 5) -> str:
-    """The number of values and the first few of them, for an error message."""
+    """The number of values and the first few of them, for an error message.
+
+    Args:
+        values: The values.
+        limit: How many are named at most.
+    """
     first = ", ".join(str(value) for value in values[:limit])
     return f"{len(values)} ({first}{', ...' if len(values) > limit else ''})"
 

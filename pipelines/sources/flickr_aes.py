@@ -81,7 +81,17 @@ def flickr_aes(
 
 
 def ratings(root: Path) -> pd.DataFrame:
-    """Every rating: worker, image, score (1 to 5). What a personal model learns a taste from."""
+    """Every rating: what a personal model learns a taste from.
+
+    Args:
+        root: Folder of the release.
+
+    Returns:
+        A table with the columns worker, image and score (1 to 5).
+
+    Raises:
+        InputError: The file or a column is missing, or a rating is not in [1, 5].
+    """
     path = root / RATINGS
     table = read_csv(path, ("worker", "imagePair", "score"), "root")
     table = table.rename(columns={"imagePair": "image"})

@@ -17,7 +17,16 @@ from pipelines.storage.splits import hash_order
 
 @dataclass(frozen=True)
 class RatedPhotograph:
-    """A row of a source's table; `path` is where its file should be, `split` None to assign it."""
+    """A row of a source's table.
+
+    Args:
+        source_id: Its name in the source.
+        path: Where its file should be.
+        mos: Mean opinion score, on the scale of the source.
+        mos_std: Standard deviation of the opinions; None where unknown.
+        n_votes: Number of opinions; None where unknown.
+        split: The split that the source prescribes; None to assign it.
+    """
 
     source_id: str
     path: Path

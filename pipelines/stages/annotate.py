@@ -35,6 +35,10 @@ def run_annotate(params: Params, layout: Layout) -> dict[str, Any]:
 
     Without any vote labels are simulated where `annotate.labels` says so.
 
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+
     Returns:
         The report.
 

@@ -52,7 +52,18 @@ BATCH = 16  # pictures of one size that are made together
 
 @dataclass(frozen=True)
 class AttackJob:
-    """One shard of examples to be made."""
+    """One shard of examples to be made.
+
+    Args:
+        name: File name of the shard.
+        index: The photographs.
+        keys: Keys of the photographs to be attacked.
+        victim_name: Name of the victim.
+        victim_sha256: SHA-256 of the victim's weights.
+        mode: The attack mode, "restricted" or "unrestricted".
+        objective: What the attack optimizes.
+        refine: `attack.refine`, see `generate`.
+    """
 
     name: str
     index: ShardIndex
@@ -284,7 +295,15 @@ def load_models(attacker: Path, victim: Path, dtype: str) -> Models:
 
 
 def attack_shard(job: AttackJob, models: Models) -> Iterator[StoredImage | Reject]:
-    """Make and score the examples of one shard."""
+    """Make and score the examples of one shard.
+
+    Args:
+        job: The shard.
+        models: Attacker and victim, see `load_models`.
+
+    Yields:
+        Each example as it is stored, or why it was dropped.
+    """
     by_size: dict[tuple[int, ...], list[str]] = {}
     for key in job.keys:
         record = job.index.records[key]

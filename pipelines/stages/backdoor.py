@@ -33,7 +33,7 @@ from pipelines.storage.manifest import (
 )
 from pipelines.storage.records import SPLITS
 from victims.kinds import victim_module
-from victims.loop import best_epoch
+from victims.loop import Row, best_epoch
 from victims.metrics import agreement
 from victims.quality import QualityModel
 from victims.registry import save_victim, victim_sha256
@@ -45,13 +45,26 @@ SCHEMES = ("clean", "p", "c", "filtered")
 METRICS = ("rmse", "plcc", "srocc", "mmae", "mmra")
 Report = dict[str, Any]
 Pictures = PictureDataset[dict[str, Any]]
+TrainingData = tuple[Pictures | PictureStream, list[float]]
 
 
 def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Report:
-    """Train quality model `name` on a poisoned set (or on `clean`) and measure it.
+    """Train a quality model on a poisoned set (or on the clean one) and measure it.
 
     The epoch is chosen on validation, never on test. Writes models/backdoored/<scheme>-<name> and
-    reports/backdoor/<scheme>-<name>.json. Returns the report.
+    reports/backdoor/<scheme>-<name>.json.
+
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+        scheme: "p" or "c", "filtered" for the benign rows of P, or "clean".
+        name: Name of the quality model.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: The scheme is unknown, or the trigger or the data set is missing.
     """
     if scheme not in SCHEMES:
         raise InputError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
@@ -68,21 +81,15 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         code=code_version(__name__, victim_module(quality.model.get("kind"))),
     )
     work = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}", mark)
-    phases = phases_of(quality.model["kind"], quality.phases)
     with torch_threads(params.engine.threads):
         victim = build_quality(quality, f"{scheme}-{name}", manifest.scale, params.seed)
-        history = train_regressor(
+        history = _train(
+            work,
             victim.to(device()),
-            *_training_data(params, layout, scheme, pictures["train"]),
-            (pictures["validation"], _labels(pictures["validation"])),
-            phases=phases,
-            batch_size=quality.batch_size,
-            seed=params.seed,
-            **work.hooks(
-                f"backdoor {scheme}-{name}",
-                sum(phase.epochs for phase in phases),
-                ("loss", "srocc", "rmse"),
-            ),
+            quality,
+            _training_data(params, layout, scheme, pictures["train"]),
+            pictures["validation"],
+            params.seed,
         )
         save_victim(victim, layout.backdoored(scheme, name), code=code_of(victim))
         measure = _meter(params.seed, trigger, pictures["test"], delta_y)
@@ -122,28 +129,60 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
     return report
 
 
+def _train(
+    work: TrainingFolder,
+    victim: QualityModel,
+    quality: QualityParams,
+    train: TrainingData,
+    validation: Pictures,
+    seed: int,
+) -> list[Row]:
+    """Train on the poisoned split in place, from the checkpoint in `work`; a row per epoch."""
+    phases = phases_of(quality.model["kind"], quality.phases)
+    epochs = sum(phase.epochs for phase in phases)
+    return train_regressor(
+        victim,
+        *train,
+        (validation, _labels(validation)),
+        phases=phases,
+        batch_size=quality.batch_size,
+        seed=seed,
+        **work.hooks(f"backdoor {victim.name}", epochs, ("loss", "srocc", "rmse")),
+    )
+
+
 def poisoned_scheme(scheme: str) -> str:
-    """The scheme of `veneer poison` whose set a model of `scheme` is trained on."""
+    """The scheme of `veneer poison` whose set a model is trained on.
+
+    Args:
+        scheme: "p" or "c", "filtered" for the benign rows of P, or "clean".
+    """
     return "p" if scheme == "filtered" else scheme
 
 
 def open_set(layout: Layout, scheme: str) -> tuple[Manifest, dict[str, Pictures]]:
-    """Manifest and pictures of the splits of a poisoned set, or of the clean one."""
+    """Manifest and pictures of the splits of a poisoned set, or of the clean one.
+
+    Args:
+        layout: Folders of the project.
+        scheme: "p" or "c", "filtered" for the benign rows of P, or "clean".
+
+    Raises:
+        InputError: The data set is missing or unfinished.
+    """
     if scheme == "clean":
         manifest = read_manifest(layout.clean, "import")
         return manifest, {s: shard_pictures(layout.clean, [s]) for s in SPLITS}
-    made = poisoned_scheme(scheme)
-    folder = layout.poisoned(made)
-    manifest = read_manifest(folder, f"poison {made}")
+    published = poisoned_scheme(scheme)
+    folder = layout.poisoned(published)
+    manifest = read_manifest(folder, f"poison {published}")
     pictures = {s: parquet_pictures(folder, s) for s in SPLITS}
     if scheme == "filtered":
         pictures["train"] = pictures["train"].filter(lambda record: not record["is_poisoned"])
     return manifest, pictures
 
 
-def _training_data(
-    params: Params, layout: Layout, scheme: str, train: Pictures
-) -> tuple[Pictures | PictureStream, list[float]]:
+def _training_data(params: Params, layout: Layout, scheme: str, train: Pictures) -> TrainingData:
     """Pictures and labels to learn from: the clean shards as a stream, else Parquet rows."""
     if scheme != "clean":
         return train, _labels(train)
@@ -167,16 +206,16 @@ def _meter(seed: int, trigger: Injector, pictures: Pictures, delta_y: float) -> 
         records = pictures.records[:count]
         # Crops depend on the picture alone: every model sees the same.
         generators = [sample_generator(seed, "crops", record["key"]) for record in records]
-        seen = score_changes(victim, trigger, pictures[:count], generators, crops=crops)
-        told = agreement(seen.scores, [record["mos"] for record in records], victim.scale)
-        found = backdoor_metrics(seen.changes, delta_y)
+        measured = score_changes(victim, trigger, pictures[:count], generators, crops=crops)
+        benign = agreement(measured.scores, [record["mos"] for record in records], victim.scale)
+        found = backdoor_metrics(measured.changes, delta_y)
         values = {
-            "rmse": told["rmse"],
-            "plcc": told["lcc"],
-            "srocc": told["srocc"],
+            "rmse": benign["rmse"],
+            "plcc": benign["lcc"],
+            "srocc": benign["srocc"],
             "mmae": found["mmae"],
             "mmra": found["mmra"],
-            "psnr": seen.psnr,
+            "psnr": measured.psnr,
             "curve": found["curve"],
         }
         # JSON has no NaN: a correlation of constant scores is null.

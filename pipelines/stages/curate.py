@@ -86,7 +86,14 @@ def run_curate(
 
 
 def finished_folders(layout: Layout) -> list[Path]:
-    """The folders of adversarial examples. Raises InputError where there is none."""
+    """The folders of adversarial examples.
+
+    Args:
+        layout: Folders of the project.
+
+    Raises:
+        InputError: There is none.
+    """
     root = layout.all_examples
     folders = sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
     if not folders:
@@ -97,7 +104,11 @@ def finished_folders(layout: Layout) -> list[Path]:
 
 
 def unfinished_folders(layout: Layout) -> list[str]:
-    """Names of the folders without a manifest: an attack that was never run, or runs, or died."""
+    """Names of the folders without a manifest: an attack that was never run, or runs, or died.
+
+    Args:
+        layout: Folders of the project.
+    """
     folders = layout.all_examples.iterdir()
     return sorted(f.name for f in folders if f.is_dir() and not (f / MANIFEST).exists())
 
@@ -105,7 +116,17 @@ def unfinished_folders(layout: Layout) -> list[str]:
 def write_candidates(
     params: Params, layout: Layout, folders: Sequence[Path], curated: Curated
 ) -> Manifest:
-    """Write annotations/candidates: kept rows with their new split, rejects, manifest."""
+    """Write annotations/candidates: kept rows with their new split, rejects, manifest.
+
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+        folders: Folders of adversarial examples, in the order in which candidates were read.
+        curated: The candidates and what became of each.
+
+    Raises:
+        InputError: The photographs or a folder of examples is missing or unfinished.
+    """
     clean = read_manifest(layout.clean, "import")
     inputs = {f"aes/{f.name}": read_manifest(f, "attack").content_sha256 for f in folders}
     report = curation_report(curated)
@@ -123,7 +144,13 @@ def write_candidates(
 
 
 def write_tables(out: Path, folders: Sequence[Path], curated: Curated) -> None:
-    """Write kept and rejected rows of `folders`: a second pass, in the order of the first."""
+    """Write kept and rejected rows: a second pass, in the order of the first.
+
+    Args:
+        out: Folder of the tables.
+        folders: Folders of adversarial examples, in the order in which candidates were read.
+        curated: The candidates and what became of each.
+    """
     chosen, start = curated.selection, 0
     with (
         atomic_file(out / METADATA) as kept_file,

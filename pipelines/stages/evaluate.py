@@ -30,6 +30,10 @@ AGREEMENT = 1e-3  # of the scale: a stored score against the score of the file r
 def run_evaluate(params: Params, layout: Layout) -> dict[str, Any]:
     """Measure every attacked victim; write reports/robustness.json and the data of the plots.
 
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+
     Returns:
         The report: `about`, and the measures of each victim and mode.
 
@@ -182,7 +186,14 @@ def robustness(
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """Rows of the training of an attacker."""
+    """Rows of the training of an attacker.
+
+    Args:
+        path: Its history.csv.
+
+    Raises:
+        InputError: The file is missing.
+    """
     try:
         with path.open(newline="") as file:
             return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]

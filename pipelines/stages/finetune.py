@@ -45,12 +45,25 @@ Pairs = tuple[Sequence[Tensor], Sequence[Tensor]]  # photographs, and an example
 def run_finetune(
     params: Params, layout: Layout, name: str, *, data: str | None = None
 ) -> dict[str, Any]:
-    """Fine-tune victim `name`; write models/finetuned/<name> and reports/finetune/<name>.json.
+    """Fine-tune a victim; write models/finetuned/<name> and reports/finetune/<name>.json.
 
     The photographs of the clean training set and the examples of 3AE train, with the scores of the
     re-annotation; validation chooses the epoch. Reported on the clean test photographs of which 3AE
     showed none in train or validation, and on its test examples made against this victim (all of
     them where there are none).
+
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+        name: Name of the victim under `victims`.
+        data: A 3AE data set: a folder below the project's, or what `read_3ae` opens; None takes
+            datasets/3ae.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: The victim or a data set is missing, or `finetune.size` does not fit the victim.
     """
     settings = params.finetune
     place = layout.threeae if data is None else layout.root / data
@@ -89,10 +102,25 @@ def run_finetune(
 def finetune_model(
     spec: str, data: str, out: Path, scale: ScoreScale, params: Params, clean: str | None, size: int
 ) -> dict[str, Any]:
-    """Fine-tune a user's torch module (`module:callable`) on a 3AE data set; write its state.
+    """Fine-tune a user's torch module on a 3AE data set; write its state.
 
-    The callable returns a module from RGB (N,3,H,W) in [0,1] to (N,) scores on `scale`. A new
-    attacker is not trained: it needs a victim of the registry.
+    A new attacker is not trained: it needs a victim of the registry.
+
+    Args:
+        spec: `module:callable`, which returns a module from RGB (N,3,H,W) in [0,1] to (N,) scores
+            on `scale`.
+        data: The 3AE data set.
+        out: Folder of the weights and report.json.
+        scale: Scale of the scores.
+        params: All parameters.
+        clean: The data set of the photographs, see `read_3ae`.
+        size: Side of the square input of the module, pixels.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: `spec` gives no such module, or 3AE lacks examples in train or test.
     """
     model = _load_callable(spec).to(device())
     pictures = read_3ae(data, clean)
@@ -130,36 +158,36 @@ def _harden(
 
     original: the model at the size that it was trained for, where `model` sees another one.
     """
-    made = [p for p in examples if p.adversarial]
-    parts = {s: [p for p in made if p.split == s] for s in SPLITS}
+    adversarial_pictures = [p for p in examples if p.adversarial]
+    parts = {s: [p for p in adversarial_pictures if p.split == s] for s in SPLITS}
     if not parts["train"] or not parts["test"]:
         raise InputError(
             f"3AE must hold examples in train and test, got {len(parts['train'])} and "
             f"{len(parts['test'])}"
         )
-    own = {s: [p for p in parts[s] if p.victim == name] or parts[s] for s in SPLITS}
+    of_victim = {s: [p for p in parts[s] if p.victim == name] or parts[s] for s in SPLITS}
     photographs = {p.parent: p for p in examples if not p.adversarial}
 
     def pairs(split: str, jpeg: int | None = None) -> Pairs:
-        parents = [photographs[p.parent] for p in own[split]]
-        return _seen(parents, size, jpeg), _seen(own[split], size, jpeg)
+        parents = [photographs[p.parent] for p in of_victim[split]]
+        return _seen(parents, size, jpeg), _seen(of_victim[split], size, jpeg)
 
     old = {"old": pairs("test"), "old_jpeg": pairs("test", JPEG)}
-    aside = pairs("validation")
+    validation = pairs("validation")
     before = {"before": _measure(original or model, scale, clean["test"], old)}
     if getattr(original, "input_size", size) != size:
         before["resized"] = _measure(model, scale, clean["test"], old)
     adversarial = {s: _images(parts[s], size) for s in ("train", "validation") if parts[s]}
-    came = copy.deepcopy(model.state_dict())
+    initial = copy.deepcopy(model.state_dict())
     history = _train(
         model, scale, clean, adversarial, originals, size, params, name, work, original
     )
-    along = _along(model, came, scale, clean["validation"], aside) if aside[1] else []
-    blend(model, came, params.finetune.blend)
+    along = _along(model, initial, scale, clean["validation"], validation) if validation[1] else []
+    blend(model, initial, params.finetune.blend)
     return {
         "n_train": {"clean": len(clean["train"][0]), "adversarial": len(parts["train"])},
         "n_test": len(clean["test"][0]),
-        "n_old": len(own["test"]),
+        "n_old": len(of_victim["test"]),
         "own_examples": any(p.victim == name for p in parts["test"]),
         "size": size,
         "soup": params.finetune.soup,
@@ -187,12 +215,12 @@ def _train(
 
     One run per seed, all from the model as it came; what stays is the mean of their weights.
     """
-    settings, came = params.finetune, copy.deepcopy(model.state_dict())
+    settings, initial = params.finetune, copy.deepcopy(model.state_dict())
     recipe = settings.model_dump(
         include={"epochs", "batch_size", "lr", "clean_share", "distillation_weight"}
     )
-    aside = adversarial.get("validation")
-    data = (clean["train"], adversarial["train"], clean["validation"], aside)
+    validation = adversarial.get("validation")
+    data = (clean["train"], adversarial["train"], clean["validation"], validation)
     about = {
         "recipe": recipe,
         "threads": params.engine.threads,
@@ -202,20 +230,20 @@ def _train(
         "code": [code_version(__name__), code_of(model)],
     }
     history: list[dict[str, float]] = []
-    mean = came
+    mean = initial
     for run in range(settings.soup):
         seed = params.seed + run
         mark = fingerprint(**about, seed=seed)
         training = TrainingFolder(work.parent, work.name, "training", mark)
         description = f"finetune {name}" + (f", seed {seed}" if settings.soup > 1 else "")
-        model.load_state_dict(came)
+        model.load_state_dict(initial)
         rows = finetune(
             model,
             scale,
             clean["train"],
             adversarial["train"],
             clean["validation"],
-            validation_adversarial=aside,
+            validation_adversarial=validation,
             photographs=originals,
             teacher=original,
             **recipe,
@@ -232,7 +260,7 @@ def _train(
 
 def _along(
     model: nn.Module,
-    came: Mapping[str, Tensor],
+    initial: Mapping[str, Tensor],
     scale: ScoreScale,
     clean: Scored,
     old: Pairs,
@@ -241,7 +269,7 @@ def _along(
     tuned = copy.deepcopy(model.state_dict())
     rows = []
     for share in SHARES:
-        blend(model, came, share)
+        blend(model, initial, share)
         found = _measure(model, scale, clean, {"old": old})
         model.load_state_dict(tuned)
         rows.append(
@@ -327,18 +355,18 @@ def _seen(
 def _load_callable(spec: str) -> nn.Module:
     module, _, name = spec.partition(":")
     try:
-        made = getattr(importlib.import_module(module), name)()
+        model = getattr(importlib.import_module(module), name)()
     except (ImportError, AttributeError) as error:
         raise InputError(f"victim must be module:callable, got {spec!r} ({error})") from None
-    if not isinstance(made, nn.Module) or not any(True for _ in made.parameters()):
-        raise InputError(f"victim must be a torch module with parameters, got {type(made)}")
+    if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
+        raise InputError(f"victim must be a torch module with parameters, got {type(model)}")
     with torch.no_grad():
-        scores = made.eval()(torch.rand(2, 3, 224, 224))
+        scores = model.eval()(torch.rand(2, 3, 224, 224))
     if not isinstance(scores, Tensor) or scores.shape != (2,):
         raise InputError(
             f"victim must give one score per image, got {getattr(scores, 'shape', type(scores))}"
         )
-    return made
+    return model
 
 
 def _digest(scored: Scored) -> str:
@@ -350,7 +378,14 @@ def _digest(scored: Scored) -> str:
 
 
 def finetune_table(report: dict[str, Any]) -> str:
-    """Table XII: clean SRCC, and BASR, RASR, MSI of old and new attacks, before and after."""
+    """Table XII: clean SRCC, and BASR, RASR, MSI of old and new attacks, before and after.
+
+    Args:
+        report: Content of reports/finetune/<name>.json.
+
+    Returns:
+        Markdown.
+    """
 
     def number(value: float | None, places: int = 2) -> str:
         return "n/a" if value is None else f"{value:.{places}f}"

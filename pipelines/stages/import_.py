@@ -26,7 +26,17 @@ _PLACES = ("root", "scores")  # options that say where the data lies, not what i
 
 @dataclass(frozen=True)
 class ImportJob:
-    """One shard to be made: its items, and how."""
+    """One shard to be made.
+
+    Args:
+        name: File name of the shard.
+        split: Split of its pictures.
+        source: Name of the source.
+        scale: Scale and terms of the scores.
+        items: The pictures.
+        min_side: Shorter side of a picture at least, pixels.
+        max_side: Longer side of a stored picture at most, pixels; None leaves the size.
+    """
 
     name: str
     split: str
@@ -48,6 +58,11 @@ def run_import(params: Params, layout: Layout, *, progress: bool = True) -> Mani
     Pictures are stored as PNG at their own size, or with a longer side of at most
     `import.max_side`; those smaller than `import.min_side` are rejected. Splits are
     `import.splits`, unless the source prescribes them.
+
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+        progress: Whether progress is shown.
 
     Returns:
         The manifest of datasets/clean.
@@ -137,7 +152,14 @@ def _jobs(
 
 
 def import_shard(job: ImportJob) -> Iterator[StoredImage | Reject]:
-    """Read and convert the pictures of one shard."""
+    """Read and convert the pictures of one shard.
+
+    Args:
+        job: The shard.
+
+    Yields:
+        Each picture as it is stored, or why it was dropped.
+    """
     for item in job.items:
         try:
             yield _import_item(item, job)

@@ -24,7 +24,19 @@ STRIP, STRIP_PAIRS, STRIP_WIDTH = "samples.jpg", 6, 128
 
 
 def run_package(params: Params, layout: Layout) -> Manifest:
-    """Write datasets/3ae from annotations/labels and the pictures of candidates."""
+    """Write datasets/3ae from annotations/labels and the pictures of candidates.
+
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+
+    Returns:
+        The manifest of datasets/3ae.
+
+    Raises:
+        InputError: There are no labels.
+        StageError: Nothing was kept.
+    """
     labels = read_manifest(layout.labels, "annotate")
     fields = list(AnnotatedSample.model_fields)
     rows = pq.read_table(layout.labels / METADATA, columns=fields).to_pylist()

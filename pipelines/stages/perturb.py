@@ -24,7 +24,18 @@ STAGE = "perturb"
 
 @dataclass(frozen=True)
 class PerturbJob:
-    """One shard to be made: these photographs through every filter."""
+    """One shard to be made: photographs through the filters.
+
+    Args:
+        name: File name of the shard.
+        index: The photographs.
+        keys: Keys of the photographs to be perturbed.
+        size: Side of the square results, pixels.
+        steps: Number T of steps of the cold diffusion.
+        per_filter: Samples of each photograph and filter.
+        filters: Number of filters that each photograph goes through, 1 to 14.
+        seed: What filters, steps and strengths are drawn from.
+    """
 
     name: str
     index: ShardIndex
@@ -46,6 +57,11 @@ def run_perturb(params: Params, layout: Layout, *, progress: bool = True) -> Man
 
     One sample per photograph, filter and copy, at the size of the ADT; size and sign of the
     strength and the first step are drawn from the photograph's own generator.
+
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+        progress: Whether progress is shown.
 
     Returns:
         The manifest of datasets/pretrain.
@@ -115,7 +131,14 @@ def _draw_filters(count: int, generator: torch.Generator) -> tuple[str, ...]:
 
 
 def perturb_shard(job: PerturbJob) -> Iterator[StoredImage | Reject]:
-    """Perturb the photographs of one shard."""
+    """Perturb the photographs of one shard.
+
+    Args:
+        job: The shard.
+
+    Yields:
+        Each perturbed picture as it is stored, or why it was dropped.
+    """
     with job.index:
         for key in job.keys:
             yield from _perturb(job, key)

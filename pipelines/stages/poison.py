@@ -37,7 +37,18 @@ SCHEMES = ("p", "c")
 
 @dataclass(frozen=True)
 class PoisonJob:
-    """The poisoned pictures among some photographs. signs: whether each alpha of P is positive."""
+    """The poisoned pictures among some photographs.
+
+    Args:
+        name: File name of the shard.
+        index: The photographs.
+        keys: Keys of the photographs to be poisoned.
+        signs: For each photograph whether its alpha of P is positive.
+        scheme: "p" (labels are poisoned) or "c" (labels are clean).
+        settings: Parameters of the poisoning.
+        trigger_sha256: SHA-256 of the trigger.
+        seed: What is drawn per photograph depends on it.
+    """
 
     name: str
     index: ShardIndex
@@ -149,13 +160,26 @@ Models = tuple[Injector, CropVictim | None]
 
 
 def load_models(trigger: Path, surrogate: Path | None) -> Models:
-    """The trigger, and the surrogate that pictures of C are moved with."""
+    """The trigger, and the surrogate that pictures of C are moved with.
+
+    Args:
+        trigger: Folder of the trigger.
+        surrogate: Folder of the surrogate; None where the scheme needs none.
+    """
     model = cast(CropVictim, load_victim(surrogate, device())) if surrogate else None
     return open_trigger(trigger)[0], model
 
 
 def poison_shard(job: PoisonJob, models: Models) -> Iterator[StoredImage | Reject]:
-    """Make the poisoned pictures of one shard."""
+    """Make the poisoned pictures of one shard.
+
+    Args:
+        job: The shard.
+        models: Trigger and surrogate, see `load_models`.
+
+    Yields:
+        Each poisoned picture as it is stored.
+    """
     with job.index as index:
         for key, positive in zip(job.keys, job.signs, strict=True):
             record = index.records[key]

@@ -37,7 +37,13 @@ Shards = dict[str, list[RowSource]]  # for each split, what gives the rows of ea
 
 @dataclass(frozen=True)
 class PoisonedShard:
-    """A finished shard of poisoned pictures, and the photographs that they take the place of."""
+    """A finished shard of poisoned pictures, and the photographs that they take the place of.
+
+    Args:
+        work: Folder of the shard.
+        name: File name of the shard.
+        parents: Keys of the photographs.
+    """
 
     work: WorkFolder
     name: str

@@ -37,6 +37,14 @@ class PerturbedPairs:
     """Perturbed pictures x_t with their photographs x_0, by filter and step.
 
     The perturbed pictures are streamed, and the fewer photographs are read by key.
+
+    Args:
+        perturbed: Data set of the perturbed pictures.
+        clean: Data set of the photographs.
+        split: Split of both.
+        size: Side of the square pictures, pixels.
+        batch: About how many pairs of one filter and step `epoch` gives at once.
+        num_workers: Processes that read the perturbed pictures.
     """
 
     def __init__(
@@ -58,7 +66,14 @@ class PerturbedPairs:
         self.batch, self.groups = batch, len(set(zip(self._filters, self._steps, strict=True)))
 
     def epoch(self, generator: torch.Generator) -> Iterator[tuple[int, Pairs]]:
-        """Every picture at least once; those of a filter begin again where another has more."""
+        """Every picture at least once; those of a filter begin again where another has more.
+
+        Args:
+            generator: What order and mirroring are drawn from.
+
+        Yields:
+            A step t, and for each filter a batch of pairs of that step.
+        """
         for step, groups in self._grouped(generator):
             longest = max(len(members) for members in groups.values())
             pairs = {}
@@ -99,7 +114,18 @@ def run_pretrain(params: Params, layout: Layout) -> dict[str, Any]:
     """Train the 14 latent spaces to undo their filters; test the result on held-out photographs.
 
     Trains on split train, keeps the epoch that is best on validation, reports on test. Writes
-    models/da3/pretrained and reports/pretrain.json, and returns the latter.
+    models/da3/pretrained and reports/pretrain.json.
+
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: There is no perturbed data set.
+        StageError: The disk is full or refuses.
     """
     manifest = read_manifest(layout.perturbed, "perturb")
     config = ADTConfig(**params.adt.model_dump())

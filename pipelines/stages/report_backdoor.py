@@ -17,6 +17,10 @@ def run_report_backdoor(params: Params, layout: Layout) -> dict[str, Any]:
 
     Models trained on clean data and on the benign rows of P are listed where there are any.
 
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+
     Returns:
         The report.
 

@@ -38,7 +38,17 @@ def run_search_trigger(params: Params, layout: Layout) -> dict[str, Any]:
 
     The surrogate is trained on D_s alone and then left as it is. Writes models/trigger (the
     trigger, the surrogate, the rows of the search), reports/trigger.json, and trigger.csv for the
-    plots. Returns the report.
+    plots.
+
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: There is no clean data set.
     """
     settings = params.section("trigger")
     clean = read_manifest(layout.clean, "import")

@@ -88,6 +88,16 @@ def run_train_detector(params: Params, layout: Layout) -> dict[str, Any]:
     One detector learns from pictures as they are, one also from disturbed copies;
     `detector.robust` says which is kept. Both are measured, and for each victim one of the kept
     kind that never saw it.
+
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: There is no 3AE data set.
     """
     settings = params.detector
     manifest = read_manifest(layout.threeae, "annotate")
@@ -139,7 +149,15 @@ def run_train_detector(params: Params, layout: Layout) -> dict[str, Any]:
 
 
 def measure(detector: Detector, data: LabelledPictures) -> dict[str, Any]:
-    """Overall, and per victim, mode and PSNR bin against all photographs of the split."""
+    """Overall, and per victim, mode and PSNR bin against all photographs of the split.
+
+    Args:
+        detector: The detector.
+        data: Photographs and examples of one split.
+
+    Returns:
+        Rows under `overall`, `mode`, `victim`, `victim_mode` and `psnr`.
+    """
     p = probabilities(detector, data)
     made = [picture for picture in data.pictures if picture.adversarial]
     modes = sorted({str(picture.mode) for picture in made})
@@ -193,7 +211,11 @@ def _three(
 
 
 def detector_table(report: dict[str, Any]) -> str:
-    """reports/detector.json as a Markdown table."""
+    """A Markdown table of a report.
+
+    Args:
+        report: Content of reports/detector.json.
+    """
     lines = ["| case | n | accuracy % | AUC | TPR at 1 % FPR |", "| --- | --: | --: | --: | --: |"]
 
     def add(name: str, row: dict[str, Any]) -> None:

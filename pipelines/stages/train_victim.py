@@ -30,9 +30,20 @@ SCORING_BATCH = 32
 
 
 def run_train_victim(params: Params, layout: Layout, name: str) -> dict[str, Any]:
-    """Train victim `name` on train, choose its epoch on validation, report on test.
+    """Train a victim on train, choose its epoch on validation, report on test.
 
-    Writes models/victims/<name> and reports/victims/<name>.json. Returns the report.
+    Writes models/victims/<name> and reports/victims/<name>.json.
+
+    Args:
+        params: All parameters.
+        layout: Folders of the project.
+        name: Name of the victim under `victims`.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: There is no clean data set, or the victim's parameters do not fit.
     """
     settings = params.victim(name)
     manifest = read_manifest(layout.clean, "import")

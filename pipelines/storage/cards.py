@@ -43,7 +43,13 @@ class Card:
 
 
 def dataset_card(card: Card, manifest: Manifest, record: type[Sample]) -> str:
-    """The text of README.md: the same for the same content (no dates, no revision)."""
+    """The text of README.md: the same for the same content (no dates, no revision).
+
+    Args:
+        card: What only the stage knows.
+        manifest: The manifest of the data set.
+        record: Type of its records.
+    """
     front = yaml.safe_dump(_front_matter(card, manifest, record), sort_keys=False, width=1000)
     parts = [f"---\n{front}---", f"# {card.title}"]
     if card.first:

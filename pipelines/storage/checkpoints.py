@@ -20,6 +20,15 @@ class TrainingFolder:
     """Work folder of one training: `{root}/{stage}/{artefact}-{fingerprint}/`.
 
     Holds the checkpoint of the last whole epoch, then the finished model in `model/`.
+
+    Args:
+        root: Folder of unfinished work.
+        stage: Name of the stage.
+        artefact: What is trained, such as "nima-restricted".
+        fingerprint: Hex digest of all that the result depends on; 16 digits are used.
+
+    Raises:
+        InputError: The folder cannot be made.
     """
 
     def __init__(self, root: Path, stage: str, artefact: str, fingerprint: str) -> None:
@@ -68,7 +77,14 @@ class TrainingFolder:
         return None
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint, whole or not at all."""
+        """Replace the checkpoint, whole or not at all.
+
+        Args:
+            state: What `torch.load` reads with `weights_only`: tensors, numbers, text, containers.
+
+        Raises:
+            StageError: The disk is full or refuses; the last whole checkpoint stays.
+        """
         try:
             with atomic_file(self.path / "checkpoint.pt") as file:
                 torch.save(state, file)
@@ -83,7 +99,14 @@ class TrainingFolder:
         (self.path / "checkpoint.pt").unlink(missing_ok=True)
 
     def publish(self, out: Path) -> None:
-        """Copy the model to `out`; drop the checkpoint and the folders of other fingerprints."""
+        """Copy the model to `out`; drop the checkpoint and the folders of other fingerprints.
+
+        Args:
+            out: Folder of the published model.
+
+        Raises:
+            StageError: `out` cannot be written.
+        """
         try:
             out.mkdir(parents=True, exist_ok=True)
             for name in (WEIGHTS, HISTORY, CONFIG):

@@ -19,7 +19,14 @@ MAX_OPEN_FILES = 64  # by one OpenFiles: far below the 1024 that a process may h
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write `path` whole or not at all: a temporary name beside it, fsync, rename."""
+    """Write a file whole or not at all: a temporary name beside it, fsync, rename.
+
+    Args:
+        path: The file, in a folder that exists.
+
+    Yields:
+        The temporary file, open for writing bytes.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -43,7 +50,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written in `folder` and below; live ones go on."""
+    """Remove what killed processes left half-written; files of live processes stay.
+
+    Args:
+        folder: Searched with everything below it.
+    """
     for leftover in folder.glob("**/.*.tmp"):
         pid = leftover.name.split(".")[-2]
         if not (pid.isdigit() and _alive(int(pid))):
@@ -61,7 +72,12 @@ def _alive(pid: int) -> bool:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically; its folder is made where it is missing."""
+    """Write a file atomically.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        data: Its content.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(data)
@@ -80,7 +96,11 @@ def json_text(value: Any, *, indent: int | None = 2, sort_keys: bool = False) ->
 
 
 def without_nan(value: Any) -> Any:
-    """The value with None for each number of it, at any depth, that is not finite."""
+    """The value with None for each number in it, at any depth, that is not finite.
+
+    Args:
+        value: Mappings, sequences and numbers; anything else is returned as it is.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -91,7 +111,14 @@ def without_nan(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2, sort_keys: bool = False) -> None:
-    """Write `json_text` of a value atomically; its folder is made where it is missing."""
+    """Write `json_text` of a value atomically.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        value: Mappings, sequences, text, numbers, booleans and None.
+        indent: Spaces per level; None writes one line.
+        sort_keys: Whether keys are sorted.
+    """
     write_bytes(path, json_text(value, indent=indent, sort_keys=sort_keys).encode())
 
 
@@ -116,7 +143,12 @@ def write_csv(
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write a table atomically, with settings that do not change between versions."""
+    """Write a table atomically, with settings that do not change between versions.
+
+    Args:
+        path: The file, in a folder that exists.
+        table: Its content.
+    """
     with atomic_file(path) as file:
         pq.write_table(table, file, version="2.6", compression="zstd", row_group_size=65536)
 
@@ -125,6 +157,9 @@ class OpenFiles:
     """Files kept open for reading at random, the least recently used closed first.
 
     May be sent to a worker process, where it starts empty.
+
+    Args:
+        limit: Number of files that are open at most.
     """
 
     def __init__(self, limit: int = MAX_OPEN_FILES) -> None:
@@ -132,7 +167,13 @@ class OpenFiles:
         self._files: OrderedDict[Path, IO[bytes]] = OrderedDict()
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
-        """`size` bytes of a file from `offset` on."""
+        """Bytes of a file.
+
+        Args:
+            path: The file.
+            offset: Where to begin, bytes.
+            size: How many to read, bytes; fewer come back at the end of the file.
+        """
         file = self._files.pop(path, None) or path.open("rb")
         self._files[path] = file
         if len(self._files) > self.limit:

@@ -21,7 +21,11 @@ PNG_STRATEGY = zlib.Z_RLE
 
 
 class RejectedImage(Exception):
-    """A file that is not imported; `reason` is short and the same for the same kind of fault."""
+    """A file that is not imported.
+
+    Args:
+        reason: Why: short, and the same for the same kind of fault.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -109,7 +113,14 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def decode_png(data: bytes) -> np.ndarray:
-    """Pixels of a PNG that `encode_png` wrote: uint8 (H,W,3)."""
+    """Pixels of a PNG that `encode_png` wrote.
+
+    Args:
+        data: The file.
+
+    Returns:
+        uint8 (H,W,3).
+    """
     return np.array(Image.open(io.BytesIO(data), formats=["PNG"]))
 
 
@@ -129,18 +140,39 @@ def shrink(array: np.ndarray, max_side: int) -> np.ndarray:
 
 
 def planes(array: np.ndarray) -> "torch.Tensor":
-    """uint8 (H,W,3) to uint8 (3,H,W), a copy."""
+    """An image with its channels first, a copy.
+
+    Args:
+        array: uint8 (H,W,3).
+
+    Returns:
+        uint8 (3,H,W).
+    """
     import torch
 
     return torch.from_numpy(array.transpose(2, 0, 1).copy())
 
 
 def to_tensor(array: np.ndarray) -> "torch.Tensor":
-    """uint8 (H,W,3) to float (3,H,W) in [0, 1]."""
+    """An 8-bit image as numbers in [0, 1].
+
+    Args:
+        array: uint8 (H,W,3).
+
+    Returns:
+        float32 (3,H,W) in [0, 1].
+    """
     return planes(array).float().div_(255)
 
 
 def to_uint8(image: "torch.Tensor") -> np.ndarray:
-    """Float (3,H,W) in [0, 1] to uint8 (H,W,3): clamped and rounded to the nearest level."""
+    """An image as 8 bits: clamped and rounded to the nearest level.
+
+    Args:
+        image: Float (3,H,W), nominally in [0, 1].
+
+    Returns:
+        uint8 (H,W,3).
+    """
     levels = image.detach().clamp(0, 1).mul(255).round().byte()
     return levels.permute(1, 2, 0).contiguous().cpu().numpy()

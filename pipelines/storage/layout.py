@@ -8,7 +8,14 @@ from pipelines.errors import InputError
 
 @dataclass(frozen=True)
 class AttackFolders:
-    """What an attack reads and writes: victim, trained attacker, examples and unfinished work."""
+    """What an attack reads and writes.
+
+    Args:
+        victim: Folder of the trained victim.
+        attacker: Folder of the trained attacker.
+        examples: Data set of the examples.
+        work: Unfinished work.
+    """
 
     victim: Path
     attacker: Path
@@ -18,7 +25,11 @@ class AttackFolders:
 
 @dataclass(frozen=True)
 class Layout:
-    """Folders of the project under one root."""
+    """Folders of the project.
+
+    Args:
+        root: Folder that all others are below.
+    """
 
     root: Path
 
@@ -53,7 +64,11 @@ class Layout:
         return self.root / "models" / "detector"
 
     def finetuned(self, victim: str) -> Path:
-        """A victim fine-tuned on 3AE."""
+        """A victim fine-tuned on 3AE.
+
+        Args:
+            victim: Name of the victim.
+        """
         return self.root / "models" / "finetuned" / victim
 
     @property
@@ -87,27 +102,55 @@ class Layout:
         return self.trigger / "surrogate"
 
     def poisoned(self, scheme: str) -> Path:
-        """A poisoned training set with clean validation and test splits."""
+        """A poisoned training set with clean validation and test splits.
+
+        Args:
+            scheme: The poisoning scheme.
+        """
         return self.root / "datasets" / f"poisoned-{scheme}"
 
     def backdoored(self, scheme: str, victim: str) -> Path:
-        """A quality model trained on a poisoned set, or on the clean one."""
+        """A quality model trained on a poisoned set, or on the clean one.
+
+        Args:
+            scheme: The poisoning scheme, or "clean" or "filtered".
+            victim: Name of the quality model.
+        """
         return self.root / "models" / "backdoored" / f"{scheme}-{victim}"
 
     def backdoor_report(self, scheme: str, victim: str) -> Path:
-        """What was measured on it."""
+        """What was measured on such a model.
+
+        Args:
+            scheme: The poisoning scheme, or "clean" or "filtered".
+            victim: Name of the quality model.
+        """
         return self.root / "reports" / "backdoor" / f"{scheme}-{victim}.json"
 
     def victim(self, name: str) -> Path:
-        """A trained victim."""
+        """A trained victim.
+
+        Args:
+            name: Name of the victim.
+        """
         return self.root / "models" / "victims" / name
 
     def attacker(self, victim: str, mode: str) -> Path:
-        """A trained attacker."""
+        """A trained attacker.
+
+        Args:
+            victim: Name of the victim.
+            mode: The attack mode, "restricted" or "unrestricted".
+        """
         return self.root / "models" / "da3" / f"{victim}-{mode}"
 
     def examples(self, victim: str, mode: str) -> Path:
-        """Adversarial examples."""
+        """Adversarial examples.
+
+        Args:
+            victim: Name of the victim.
+            mode: The attack mode, "restricted" or "unrestricted".
+        """
         return self.all_examples / f"{victim}-{mode}"
 
     @property
@@ -116,7 +159,12 @@ class Layout:
         return self.root / "datasets" / "aes"
 
     def attack(self, victim: str, mode: str) -> AttackFolders:
-        """What the attack on a victim reads and writes."""
+        """What the attack on a victim reads and writes.
+
+        Args:
+            victim: Name of the victim.
+            mode: The attack mode, "restricted" or "unrestricted".
+        """
         return AttackFolders(
             self.victim(victim),
             self.attacker(victim, mode),
@@ -128,6 +176,10 @@ class Layout:
         """What the attack on a fine-tuned victim reads and writes.
 
         Its work is apart: work of one name replaces what was there, as that of the first attack.
+
+        Args:
+            victim: Name of the victim.
+            mode: The attack mode, "restricted" or "unrestricted".
         """
         work = self.work / "hardened"
         return AttackFolders(
@@ -139,12 +191,28 @@ class Layout:
 
 
 def trained_victim(layout: Layout, name: str) -> Path:
-    """The folder of a trained victim; InputError names the stage that would make it."""
+    """The folder of a trained victim.
+
+    Args:
+        layout: Folders of the project.
+        name: Name of the victim.
+
+    Raises:
+        InputError: It is not trained; the message names the stage that trains it.
+    """
     return check_victim(layout.victim(name), name)
 
 
 def check_victim(folder: Path, name: str) -> Path:
-    """The folder itself, where it holds a trained victim; else InputError names the stage."""
+    """The folder itself, where it holds a trained victim.
+
+    Args:
+        folder: Where the victim should be.
+        name: Name of the victim, for the message.
+
+    Raises:
+        InputError: It holds none; the message names the stage that trains it.
+    """
     if not (folder / "config.json").exists():
         raise InputError(
             f"{folder} must hold a trained victim, got none there: "

@@ -27,26 +27,53 @@ MANIFEST, METADATA = "manifest.json", "metadata.parquet"  # of a data set folder
 
 
 def sample_seed(seed: int, stage: str, key: str) -> int:
-    """Seed of one sample in [0, 2^63), from the SHA-256 of (seed, stage, key)."""
+    """Seed of one sample, from the SHA-256 of (seed, stage, key).
+
+    Args:
+        seed: Seed of the run.
+        stage: What the numbers are drawn for.
+        key: Key of the sample.
+
+    Returns:
+        A seed in [0, 2^63).
+    """
     digest = hashlib.sha256(f"{seed}\0{stage}\0{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def sample_generator(seed: int, stage: str, key: str) -> "torch.Generator":
-    """A CPU generator of one sample: what it draws depends on (seed, stage, key) alone."""
+    """A CPU generator of one sample: what it draws depends on (seed, stage, key) alone.
+
+    Args:
+        seed: Seed of the run.
+        stage: What the numbers are drawn for.
+        key: Key of the sample.
+    """
     import torch
 
     return torch.Generator().manual_seed(sample_seed(seed, stage, key))
 
 
 def fingerprint(**parts: Any) -> str:
-    """SHA-256 of the canonical JSON of `parts`. Raises TypeError for what JSON cannot hold."""
+    """SHA-256 of canonical JSON.
+
+    Args:
+        **parts: Values by name.
+
+    Raises:
+        TypeError: A value is not one that JSON can hold.
+        ValueError: A number is not finite.
+    """
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of a file, 64 hex digits.
+
+    Args:
+        path: The file.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -56,7 +83,16 @@ _SOURCES = (":/", *(f":(top,exclude){path}" for path in ("dvc.lock", "reports", 
 
 
 def git_revision(folder: Path | None = None) -> str | None:
-    """The commit of `folder` (default: this code), `-dirty` when modified, None outside git."""
+    """The commit of the code, with `-dirty` when it was modified.
+
+    What stages write and git keeps does not count as a modification.
+
+    Args:
+        folder: A folder of the repository; None takes that of this code.
+
+    Returns:
+        The commit; None outside git.
+    """
     folder = folder or Path(__file__).parent
     try:
         commit = _git(folder, "rev-parse", "--verify", "HEAD")
@@ -95,7 +131,12 @@ class ShardInfo(_Frozen):
 
     @classmethod
     def of_file(cls, path: Path, *, samples: int) -> "ShardInfo":
-        """What is to be said of a file that was just written."""
+        """What the manifest says of a file that was just written.
+
+        Args:
+            path: The file.
+            samples: Number of samples that it holds.
+        """
         return cls(
             name=path.name, sha256=file_sha256(path), bytes=path.stat().st_size, samples=samples
         )
@@ -144,6 +185,14 @@ class Manifest(_Frozen):
 
         The content hash covers shards, counts, parameters and scale, and neither the revision nor
         the versions: a commit that changes no data leaves everything downstream up to date.
+
+        Args:
+            stage: Name of the stage.
+            counts: Numbers of samples.
+            shards: The shards by file name.
+            parameters: What the data set was made with.
+            inputs: content_sha256 of each input, by name.
+            scale: Scale and terms of the scores.
         """
         content = fingerprint(
             shards={name: shard.sha256 for name, shard in shards.items()},
@@ -169,12 +218,24 @@ class Manifest(_Frozen):
         return json_text(self.model_dump(by_alias=True))
 
     def write(self, folder: Path) -> None:
-        """Write manifest.json of a data set folder atomically."""
+        """Write manifest.json of a data set folder atomically.
+
+        Args:
+            folder: The data set folder.
+        """
         write_bytes(folder / MANIFEST, self.to_json().encode())
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """The manifest of a data set folder; FileNotFoundError when it was not finished."""
+        """The manifest of a data set folder.
+
+        Args:
+            folder: The data set folder.
+
+        Raises:
+            FileNotFoundError: The data set was not finished.
+            pydantic.ValidationError: manifest.json is damaged.
+        """
         return cls.model_validate_json((folder / MANIFEST).read_bytes())
 
 

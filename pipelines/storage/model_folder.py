@@ -77,7 +77,14 @@ def load_weights(model: nn.Module, folder: Path, command: str) -> dict[str, Any]
 
 
 def load_attacker(folder: Path) -> DA3Attacker:
-    """A trained attacker, ready to generate."""
+    """A trained attacker, ready to generate: in evaluation mode, without gradients of its weights.
+
+    Args:
+        folder: Folder of the attacker.
+
+    Raises:
+        InputError: The folder holds no trained attacker, or its files are damaged.
+    """
     try:
         config = json.loads((folder / CONFIG).read_text())["adt"]
     except (OSError, KeyError, json.JSONDecodeError):

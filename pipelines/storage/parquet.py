@@ -95,7 +95,12 @@ def write_parquet_folder(
 
 
 def parquet_schema(record: type[Sample], images: Sequence[str]) -> pa.Schema:
-    """Arrow schema of the rows, with the features that the Hugging Face loader reads from it."""
+    """Arrow schema of the rows, with the features that the Hugging Face loader reads from it.
+
+    Args:
+        record: Type of the records.
+        images: Names of the columns of pictures, which come first.
+    """
     features: dict[str, Any] = {name: {"_type": "Image"} for name in images}
     for field in hf_features(record):
         value = {"dtype": field.get("dtype") or field["list"], "_type": "Value"}

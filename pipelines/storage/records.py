@@ -171,12 +171,20 @@ def build_record(cls: type[S], **fields: Any) -> S:
 
 
 def image_key(image_bytes: bytes) -> str:
-    """Key of a sample: the first 16 hex digits of the SHA-256 of its stored image bytes."""
+    """Key of a sample: the first 16 hex digits of the SHA-256 of its stored image bytes.
+
+    Args:
+        image_bytes: The stored PNG.
+    """
     return hashlib.sha256(image_bytes).hexdigest()[:KEY_LENGTH]
 
 
 def arrow_schema(cls: type[Sample]) -> pa.Schema:
-    """Arrow schema of a record type: floats are float64, tuples lists, optional fields nullable."""
+    """Arrow schema of a record type: floats are float64, tuples lists, optional fields nullable.
+
+    Args:
+        cls: Type of the record.
+    """
     return pa.schema(
         [_arrow_field(name, field.annotation) for name, field in cls.model_fields.items()]
     )
@@ -201,7 +209,11 @@ def _arrow_field(name: str, annotation: Any) -> pa.Field:
 
 
 def hf_features(cls: type[Sample]) -> list[dict[str, Any]]:
-    """The record as a list of features of a Hugging Face card (`dataset_info.features`)."""
+    """The record as a list of features of a Hugging Face card (`dataset_info.features`).
+
+    Args:
+        cls: Type of the record.
+    """
     features: list[dict[str, Any]] = []
     for field in arrow_schema(cls):
         if pa.types.is_list(field.type):

@@ -20,14 +20,22 @@ from pipelines.storage.records import Sample
 
 
 def shard_name(split: str, index: int) -> str:
-    """File name of a shard within `data/`."""
+    """File name of a shard within `data/`.
+
+    Args:
+        split: Split of its samples.
+        index: Number of the shard in its split, from 0.
+    """
     return f"{split}-{index:05d}.tar"
 
 
 def write_shard(path: Path, members: Iterable[tuple[Sample, bytes]]) -> ShardInfo:
-    """Write one shard of (record, PNG bytes) atomically.
+    """Write one shard atomically.
 
-    The members are sorted by key, so those of one shard are held in memory.
+    Args:
+        path: The shard.
+        members: Records and their PNGs in any order. They are sorted by key, so those of one shard
+            are held in memory.
 
     Raises:
         StageError: Two members have the same key.
@@ -86,7 +94,13 @@ class _Hashed:
 
 
 def tar_members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(name, offset of the data in bytes, size in bytes) of each member, from the headers alone.
+    """The members of a tar file, from the headers alone.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Name, offset of the data in bytes, and size in bytes of each member.
 
     Raises:
         StageError: A header is damaged.
@@ -120,7 +134,13 @@ def _read(file: IO[bytes], path: Path, name: str, offset: int, size: int) -> byt
 
 
 def read_shard(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """The (record fields, PNG bytes) of a shard, in order of key.
+    """The samples of a shard, in order of key.
+
+    Args:
+        path: The shard.
+
+    Yields:
+        Record fields and PNG of each sample.
 
     Raises:
         StageError: The shard is damaged or cut.
@@ -135,7 +155,14 @@ def read_shard(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The record fields of a shard, without reading the images."""
+    """The record fields of a shard, without reading the images.
+
+    Args:
+        path: The shard.
+
+    Raises:
+        StageError: The shard is damaged or cut.
+    """
     with path.open("rb") as file:
         for name, offset, size in _headers(file, path):
             if name.endswith(".json"):
@@ -143,7 +170,18 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def image_places(path: Path, keys: Container[str]) -> Iterator[tuple[str, int, int]]:
-    """(key, offset, size) of those images of a shard that are among `keys`; reads headers only."""
+    """Where images lie in a shard; only headers are read.
+
+    Args:
+        path: The shard.
+        keys: Keys of the images that are wanted.
+
+    Yields:
+        Key, offset in bytes and size in bytes of each of those images that the shard holds.
+
+    Raises:
+        StageError: A header is damaged.
+    """
     for name, offset, size in tar_members(path):
         key, _, suffix = name.partition(".")
         if suffix == "png" and key in keys:
@@ -180,7 +218,14 @@ class ShardIndex:
                     self._places[key] = (path, offset, size)
 
     def of(self, keys: Iterable[str]) -> "ShardIndex":
-        """The index of these samples only: small enough to go with a job to a worker."""
+        """The index of a part of the samples: small enough to go with a job to a worker.
+
+        Args:
+            keys: Keys of those samples.
+
+        Raises:
+            KeyError: There is no sample of a key.
+        """
         part = copy.copy(self)
         wanted = list(keys)
         part.records = {key: self.records[key] for key in wanted}
@@ -193,6 +238,9 @@ class ShardIndex:
 
     def image_bytes(self, key: str) -> bytes:
         """The stored PNG of a sample.
+
+        Args:
+            key: Key of the sample.
 
         Raises:
             KeyError: There is no sample of that key.

@@ -7,7 +7,15 @@ import numpy as np
 
 
 def hash_order(names: Sequence[str], seed: int) -> np.ndarray:
-    """Indices of names in the order of the SHA-256 of (seed, name)."""
+    """Indices of names in the order of the SHA-256 of (seed, name).
+
+    Args:
+        names: The names.
+        seed: What the order is drawn from.
+
+    Returns:
+        int64 (len(names),).
+    """
     digests = [hashlib.sha256(f"{seed}\0{name}".encode()).digest() for name in names]
     return np.array(sorted(range(len(names)), key=digests.__getitem__), np.int64)
 

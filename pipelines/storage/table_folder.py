@@ -10,7 +10,11 @@ from pipelines.storage.records import Sample, arrow_schema
 
 
 def table_schema(record: type[Sample]) -> pa.Schema:
-    """Columns of the table: the record's fields, and the shard and folder of the picture."""
+    """Columns of the table: the record's fields, and the shard and folder of the picture.
+
+    Args:
+        record: Type of the records.
+    """
     schema = arrow_schema(record)
     for name in ("shard", "folder"):
         schema = schema.append(pa.field(name, pa.string(), nullable=False))
@@ -18,7 +22,11 @@ def table_schema(record: type[Sample]) -> pa.Schema:
 
 
 def begin_tables(out: Path) -> None:
-    """Make the folder; without a manifest it counts as unfinished."""
+    """Make the folder; without a manifest it counts as unfinished.
+
+    Args:
+        out: The folder.
+    """
     out.mkdir(parents=True, exist_ok=True)
     (out / MANIFEST).unlink(missing_ok=True)
 

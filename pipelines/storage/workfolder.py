@@ -23,7 +23,12 @@ from pipelines.storage.shards import read_shard, write_shard
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """A shard on disk with what was dropped while making it."""
+    """A shard on disk with what was dropped while making it.
+
+    Args:
+        info: What the manifest says of it; without samples there is no file.
+        rejects: The samples that were dropped.
+    """
 
     info: ShardInfo
     rejects: tuple[Reject, ...]
@@ -36,6 +41,12 @@ class WorkFolder:
     A shard is finished when `{name}` and, written after it, `{name}.done.json` are both there. A
     shard without samples has only the latter. `{name}.rows.json` holds its records once more, so
     that publishing many shards reads none. May be sent to a worker process.
+
+    Args:
+        root: Folder of unfinished work.
+        stage: Name of the stage.
+        artefact: Name of the data set.
+        fingerprint: Hex digest of all that the shards depend on; 16 digits are used.
     """
 
     root: Path
@@ -97,7 +108,11 @@ class WorkFolder:
         return finished
 
     def finished(self, name: str) -> FinishedShard | None:
-        """Shard `name` if it is whole, else None."""
+        """A shard if it is whole, else None.
+
+        Args:
+            name: File name of the shard.
+        """
         try:
             text = json.loads(self._done(name).read_bytes())
             info = ShardInfo(**text["info"])
@@ -109,19 +124,34 @@ class WorkFolder:
         return FinishedShard(info, tuple(Reject(**reject) for reject in text["rejects"]))
 
     def require(self, name: str) -> FinishedShard:
-        """Shard `name`. Raises StageError when it is not finished."""
+        """A shard that must be whole.
+
+        Args:
+            name: File name of the shard.
+
+        Raises:
+            StageError: It is not finished.
+        """
         found = self.finished(name)
         if found is None:
             raise StageError(f"shard {self.path / name} must be finished before publishing")
         return found
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The records of a finished shard."""
+        """The records of a finished shard.
+
+        Args:
+            name: File name of the shard.
+        """
         rows: list[dict[str, Any]] = json.loads(self._rows(name).read_bytes())
         return rows
 
     def pending(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that are unfinished."""
+        """The names of the shards that are unfinished, in their order.
+
+        Args:
+            names: File names of shards.
+        """
         return [name for name in names if self.finished(name) is None]
 
     def _done(self, name: str) -> Path:
@@ -138,7 +168,14 @@ class WorkFolder:
 
 
 def check_out(out: Path) -> None:
-    """Make the data set folder; InputError when it cannot be made or written."""
+    """Make the data set folder.
+
+    Args:
+        out: The folder.
+
+    Raises:
+        InputError: It cannot be made or written.
+    """
     try:
         (out / "data").mkdir(parents=True, exist_ok=True)
         reason = None if os.access(out, os.W_OK) else "permission denied"

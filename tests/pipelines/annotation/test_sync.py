@@ -443,8 +443,7 @@ def test_personal_access_token(running, personal, plan):
 
 
 def test_not_a_label_studio_server(tmp_path):
-    (tmp_path / "api").mkdir()
-    (tmp_path / "api" / "projects").write_text("<html>")
+    (tmp_path / "api" / "projects").mkdir(parents=True)  # listed as HTML
     command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
     page = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     try:
@@ -624,7 +623,7 @@ def door(running):
             self.close_connection = True
             if dead and not self.half:
                 return
-            headers = {n: v for n, v in self.headers.items() if n in ("Authorization", CONTENT)}
+            headers = {n: self.headers[n] for n in ("Authorization", CONTENT) if n in self.headers}
             url = running.url + self.path
             answer = httpx.request(self.command, url, headers=headers, content=body, timeout=60)
             self.send_response(answer.status_code)

@@ -30,7 +30,7 @@ def test_what_breaks_prefect_is_a_problem(monkeypatch, tmp_path):
     versions = {"prefect": "3.8.8", "fastapi": "0.155.1"}
     monkeypatch.setattr(doctor, "_version", versions.get)
     found = by_name(doctor.examine(tmp_path, {}))
-    assert found["extra flows"].state == "problem"
+    assert found["fastapi"].state == "problem"
     assert found["extra ray"].state == "missing"
     assert "veneer[ray]" in found["extra ray"].detail
     assert found["torch"].state == "problem"

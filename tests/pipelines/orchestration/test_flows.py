@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,6 @@ from pipelines.orchestration.dvc_stages import (
 )
 
 ROOT = Path(__file__).parents[3]
-needs_prefect = pytest.mark.skipif(find_spec("prefect") is None, reason="needs prefect")
 # What needs nothing but `import` may run beside others; `attack` needs two.
 STAGES = {
     "import": [],
@@ -126,19 +124,17 @@ def test_one_stage(tmp_path):
     assert caught.value.code == 2
 
 
-@needs_prefect
 @pytest.mark.parametrize(("code", "again"), [(2, False), (1, True), (-9, True), (None, True)])
 def test_no_retry_for_the_callers_mistakes(code, again):
     from prefect.states import exception_to_failed_state
     from prefect.utilities.asyncutils import run_coro_as_sync
 
-    from pipelines.orchestration.flows import worth_another_try
+    from pipelines.orchestration.stage_tasks import worth_another_try
 
     state = run_coro_as_sync(exception_to_failed_state(StageFailed("x", code, ["why"])))
     assert worth_another_try(None, None, state) is again
 
 
-@needs_prefect
 def test_bad_input():
     from pipelines.errors import StageError
     from pipelines.orchestration.flows import run_flow
@@ -209,7 +205,6 @@ def times(root: Path) -> dict[str, tuple[float, float]]:
     return {name: (float(start), float(end)) for name, start, end in lines}
 
 
-@needs_prefect
 @pytest.mark.server
 @pytest.mark.slow
 def test_build_then_cached_then_one_failure(dvc_project, server):
@@ -271,7 +266,6 @@ def check_server(url: str) -> None:
     assert len(links) == 3
 
 
-@needs_prefect
 @pytest.mark.server
 @pytest.mark.slow
 def test_curation_waits_for_the_votes(tmp_path, server):
