@@ -81,7 +81,7 @@ def halves(members: Members) -> list[Members]:
 
 
 def sync(folder: Path) -> None:
-    """fsync of every file, as write_shard does itself."""
+    """Fsync of every file, as write_shard does itself."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -30,8 +30,10 @@ def _conv(before: int, after: int, size: int, stride: int = 1, groups: int = 1) 
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise 3×3, project; added to its input where the shape stays. Sandler et al.,
-    MobileNetV2, 2018."""
+    """Expand, depthwise 3×3, project; added to its input where the shape stays.
+
+    Source: Sandler et al., MobileNetV2, 2018.
+    """
 
     def __init__(self, before: int, after: int, expansion: int, stride: int) -> None:
         super().__init__()

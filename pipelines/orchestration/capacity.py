@@ -23,20 +23,39 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of one worker with one thread for one image, and bytes of a stored one."""
+    """Seconds of one worker with one thread for one image, and bytes of a stored one.
 
-    store: float  # decode and encode
-    perturb: float  # one filter, at the size of the ADT
-    generate: float  # one adversarial example, at the given size, scored and stored
-    train_attacker: float  # one image in one epoch of the second stage
-    train_victim: float  # one image in one epoch
+    Attributes:
+        store: Decode and encode.
+        perturb: One filter, at the size of the ADT.
+        generate: One adversarial example, at the given size, scored and stored.
+        train_attacker: One image in one epoch of the second stage.
+        train_victim: One image in one epoch.
+        image_bytes: A stored photograph.
+        perturbed_bytes: A stored perturbed one.
+    """
+
+    store: float
+    perturb: float
+    generate: float
+    train_attacker: float
+    train_victim: float
     image_bytes: int
     perturbed_bytes: int
 
 
 @dataclass(frozen=True)
 class Step:
-    """A line of the plan: independent shards or trainings, on images, after the steps before."""
+    """A line of the plan; it begins when the lines before have ended.
+
+    Attributes:
+        name: What is done.
+        jobs: Independent shards or trainings.
+        images: In all of them.
+        core_hours: Of one worker.
+        hours: With all workers.
+        gigabytes: Stored.
+    """
 
     name: str
     jobs: int
@@ -47,7 +66,13 @@ class Step:
 
 
 def measure(params: Params, side: tuple[int, int], rounds: int = 3) -> Costs:
-    """Time each kind of work on pictures of `side` (height, width), best of `rounds`."""
+    """Time each kind of work.
+
+    Args:
+        params: Of the pipeline: the first victim and the ADT are those measured.
+        side: Height and width of the pictures, pixels.
+        rounds: Of which the best counts.
+    """
     height, width = side
     config = next(iter(params.victims.values())).model
     model = {**config, "pretrained": "none"} if config.get("kind") == "nima" else config
@@ -124,11 +149,19 @@ def simulate(
     workers: int,
     victim_epochs: int = 10,
 ) -> list[Step]:
-    """The steps of the pipeline for `images` photographs and `victims` victims on `workers`.
+    """The steps of a run of the pipeline, on simulated workers.
 
     Photographs: all are imported, train the victims and are attacked in each mode of the
     parameters; perturb.limit of them pre-train DA3. A pair of the first stage counts as a
     fourteenth of an image of the second, which runs all 14 filters.
+
+    Args:
+        costs: Of each kind of work.
+        params: Of the pipeline.
+        images: Number of photographs.
+        victims: Number of victims.
+        workers: Number of workers.
+        victim_epochs: Of the training of a victim.
     """
     modes = len(params.attack.modes)
     pre = min(images, params.perturb.limit or images)
@@ -180,7 +213,12 @@ def _trainings(name: str, count: int, images: int, cost: float, workers: int) ->
 
 
 def makespan(lengths: list[float], workers: int) -> float:
-    """Seconds until the last job ends, each given to the worker that is free first."""
+    """Seconds until the last job ends, each given to the worker that is free first.
+
+    Args:
+        lengths: Seconds of each job, in the order in which they begin.
+        workers: Number of workers.
+    """
     free = [0.0] * workers
     for length in lengths:
         heapq.heappush(free, heapq.heappop(free) + length)
@@ -199,7 +237,19 @@ def scale_page(
     gpu_factor: float | None,
     command: str,
 ) -> str:
-    """docs/scale.md: what was measured, what follows, what was assumed."""
+    """The text of docs/scale.md: what was measured, what follows, what was assumed.
+
+    Args:
+        costs: Measured.
+        steps: Simulated.
+        params: Of the pipeline.
+        images: Number of photographs.
+        victims: Number of victims.
+        workers: Number of workers.
+        side: Height and width of the pictures measured, pixels.
+        gpu_factor: How many workers one GPU replaces, where that is assumed.
+        command: That made the page.
+    """
     gpu = torch.cuda.is_available()
     rows = [f"| {name} | {_amount(name, value)} |" for name, value in asdict(costs).items()]
     factor = f"{gpu_factor:g}" if gpu_factor else ""

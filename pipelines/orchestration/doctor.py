@@ -37,7 +37,13 @@ ENOUGH_DISK, ENOUGH_MEMORY = 10, 4  # GB
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `problem` is what would stop the pipeline, `missing` a choice."""
+    """One line of the report.
+
+    Attributes:
+        what: Was looked at.
+        state: ok; problem is what would stop the pipeline, missing a choice.
+        detail: What was found.
+    """
 
     what: str
     state: State
@@ -45,7 +51,12 @@ class Finding:
 
 
 def examine(root: Path, servers: dict[str, str | None]) -> list[Finding]:
-    """All findings. servers: name -> address, None where none is set."""
+    """All findings.
+
+    Args:
+        root: Folder of the project.
+        servers: From name to address, None where none is set.
+    """
     findings = [_python(), *_packages(), *_extras(), _torch(), _datasets_library()]
     findings += [_program("git"), _program("dvc"), _memory(), _disk(root), _project(root)]
     findings += [_token(), *(_server(name, url) for name, url in servers.items())]

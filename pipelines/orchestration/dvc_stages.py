@@ -20,7 +20,13 @@ _METRICS = 4  # numbers of a stage in the table
 
 @dataclass(frozen=True)
 class DvcStage:
-    """A stage: the names of those it needs, and its files of metrics."""
+    """A stage of dvc.yaml.
+
+    Attributes:
+        name: As `dvc repro` takes it.
+        needs: Names of the stages that it depends on.
+        metrics: Its files of metrics, paths from the root.
+    """
 
     name: str
     needs: tuple[str, ...]
@@ -29,7 +35,13 @@ class DvcStage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a stage. status: ran, cached (nothing to do), restored (from DVC's cache)."""
+    """What became of a stage.
+
+    Attributes:
+        stage: Its name.
+        status: ran, cached (nothing to do) or restored (from DVC's cache).
+        seconds: That it took.
+    """
 
     stage: str
     status: str
@@ -37,7 +49,11 @@ class Outcome:
 
 
 class StageFailed(StageError):
-    """A stage that ended with an error; `code` is its exit code, None when it was killed."""
+    """A stage that ended with an error.
+
+    Attributes:
+        code: Its exit code, None when it was killed.
+    """
 
     def __init__(self, stage: str, code: int | None, tail: Iterable[str]) -> None:
         super().__init__(f"stage {stage} failed (exit {code}): {' | '.join([*tail][-3:])}")
@@ -47,7 +63,11 @@ class StageFailed(StageError):
 def read_stages(root: Path) -> list[DvcStage]:
     """All stages in an order in which each comes after those it needs.
 
-    InputError where there is no DVC project or its dvc.yaml is wrong.
+    Args:
+        root: Folder of the project.
+
+    Raises:
+        InputError: Where there is no DVC project or its dvc.yaml is wrong.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -85,7 +105,18 @@ def _name(node: Any) -> str:
 
 
 def with_needed(stages: Iterable[DvcStage], names: Iterable[str] | None) -> list[DvcStage]:
-    """The stages of these names (before the @) and all that they need; None: every stage."""
+    """Some stages and all that they need.
+
+    Args:
+        stages: All stages.
+        names: Those wanted, before the @; None is every stage.
+
+    Returns:
+        The stages, in the order given.
+
+    Raises:
+        InputError: Where dvc.yaml has none of these names.
+    """
     every = {stage.name: stage for stage in stages}
     if names is None:
         return list(every.values())
@@ -105,9 +136,15 @@ def with_needed(stages: Iterable[DvcStage], names: Iterable[str] | None) -> list
 
 
 def run_stage(root: Path, name: str, say: Callable[[str], None]) -> Outcome:
-    """`dvc repro --single-item`, beside others of its kind. Raises StageFailed.
+    """Run `dvc repro --single-item`, beside others of its kind.
 
-    say: is given each line that DVC and the stage print.
+    Args:
+        root: Folder of the project.
+        name: Of the stage.
+        say: Is given each line that DVC and the stage print.
+
+    Raises:
+        StageFailed: With the exit code of the stage.
     """
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
     began = time.monotonic()
@@ -140,7 +177,12 @@ def run_stage(root: Path, name: str, say: Callable[[str], None]) -> Outcome:
 
 
 def metrics_of(root: Path, stage: DvcStage) -> str:
-    """The first numbers of a stage's metrics, in a line."""
+    """The first numbers of a stage's metrics, in a line.
+
+    Args:
+        root: Folder of the project.
+        stage: Whose metrics; files that are missing or no JSON are passed over.
+    """
     found: list[str] = []
     for name in stage.metrics:
         try:

@@ -1,6 +1,4 @@
-"""Stage `backdoor@scheme-victim`: a quality model on a poisoned set, what the trigger does to it,
-and what fine-tuning and pruning do about that.
-"""
+"""Stage `backdoor@scheme-victim`: a quality model on a poisoned set, attacked and defended."""
 
 import copy
 import shutil
@@ -45,7 +43,6 @@ SCHEMES = ("clean", "p", "c", "filtered")
 METRICS = ("rmse", "plcc", "srocc", "mmae", "mmra")
 Report = dict[str, Any]
 Pictures = PictureDataset[dict[str, Any]]
-TrainingData = tuple[Pictures | PictureStream, list[float]]
 
 
 def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Report:
@@ -83,14 +80,9 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
     work = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}", mark)
     with torch_threads(params.engine.threads):
         victim = build_quality(quality, f"{scheme}-{name}", manifest.scale, params.seed)
-        history = _train(
-            work,
-            victim.to(device()),
-            quality,
-            _training_data(params, layout, scheme, pictures["train"]),
-            pictures["validation"],
-            params.seed,
-        )
+        train = _training_data(params, layout, scheme, pictures["train"])
+        validation = pictures["validation"]
+        history = _train(work, victim.to(device()), quality, train, validation, params.seed)
         save_victim(victim, layout.backdoored(scheme, name), code=code_of(victim))
         measure = _meter(params.seed, trigger, pictures["test"], delta_y)
         row = measure(victim, len(pictures["test"]), settings.crops)
@@ -106,15 +98,15 @@ def run_backdoor(params: Params, layout: Layout, scheme: str, name: str) -> Repo
         tuning = TrainingFolder(layout.work, STAGE, f"{scheme}-{name}-finetune", tuning_mark)
         defenses = _defend(tuning, params, quality, victim, pictures["train"], measure)
         shutil.rmtree(tuning.path)
-    train = pictures["train"].records
+    records = pictures["train"].records
     report = {
         "scheme": scheme,
         "victim": name,
         "trigger": about.get("search", {}).get("kind"),
         "trigger_sha256": digest,
         "victim_sha256": stored,
-        "poisoned": sum(bool(record.get("is_poisoned")) for record in train),
-        "train": len(train),
+        "poisoned": sum(bool(record.get("is_poisoned")) for record in records),
+        "train": len(records),
         "test": len(pictures["test"]),
         "crops": settings.crops,
         "delta_y": delta_y,
@@ -133,11 +125,11 @@ def _train(
     work: TrainingFolder,
     victim: QualityModel,
     quality: QualityParams,
-    train: TrainingData,
+    train: tuple[Pictures | PictureStream, list[float]],
     validation: Pictures,
     seed: int,
 ) -> list[Row]:
-    """Train on the poisoned split in place, from the checkpoint in `work`; a row per epoch."""
+    """Train in place on pictures and their labels, from the checkpoint in `work`."""
     phases = phases_of(quality.model["kind"], quality.phases)
     epochs = sum(phase.epochs for phase in phases)
     return train_regressor(
@@ -182,7 +174,9 @@ def open_set(layout: Layout, scheme: str) -> tuple[Manifest, dict[str, Pictures]
     return manifest, pictures
 
 
-def _training_data(params: Params, layout: Layout, scheme: str, train: Pictures) -> TrainingData:
+def _training_data(
+    params: Params, layout: Layout, scheme: str, train: Pictures
+) -> tuple[Pictures | PictureStream, list[float]]:
     """Pictures and labels to learn from: the clean shards as a stream, else Parquet rows."""
     if scheme != "clean":
         return train, _labels(train)

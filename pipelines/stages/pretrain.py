@@ -1,6 +1,5 @@
 """Stage `pretrain`: first stage of DA3Attacker on the perturbed photographs."""
 
-import itertools
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -43,7 +42,7 @@ class PerturbedPairs:
         clean: Data set of the photographs.
         split: Split of both.
         size: Side of the square pictures, pixels.
-        batch: About how many pairs of one filter and step `epoch` gives at once.
+        batch: Pairs of one filter and step that `epoch` gives at once.
         num_workers: Processes that read the perturbed pictures.
     """
 
@@ -63,10 +62,10 @@ class PerturbedPairs:
             self.perturbed.rows[name].to_pylist() for name in ("filter", "step", "parent_key")
         )
         self._places = {record["key"]: i for i, record in enumerate(self.clean.records)}
-        self.batch, self.groups = batch, len(set(zip(self._filters, self._steps, strict=True)))
+        self.batch = batch
 
     def epoch(self, generator: torch.Generator) -> Iterator[tuple[int, Pairs]]:
-        """Every picture at least once; those of a filter begin again where another has more.
+        """Every picture at least once; at the end, filters with fewer of them begin again.
 
         Args:
             generator: What order and mirroring are drawn from.
@@ -93,16 +92,31 @@ class PerturbedPairs:
     def _grouped(
         self, generator: torch.Generator | None
     ) -> Iterator[tuple[int, dict[str, list[tuple[int, Tensor]]]]]:
-        """The (index, picture) by filter, about `batch` of each, for one step after the other."""
-        batches = read_batches(self.perturbed, self.batch, generator)
-        while read := list(itertools.islice(batches, self.groups)):
-            groups: dict[int, dict[str, list[tuple[int, Tensor]]]] = {}
-            for indices, images in read:
-                for i, image in zip(indices.tolist(), images, strict=True):
-                    by_filter = groups.setdefault(self._steps[i], {})
-                    by_filter.setdefault(self._filters[i], []).append((i, image))
-            for step in sorted(groups):
-                yield step, {n: groups[step][n] for n in FILTER_NAMES if n in groups[step]}
+        """Members (index, picture) of each filter for one step, `batch` of each while they last.
+
+        A member waits until every filter of its step has a batch: few do, as their order is drawn.
+        """
+        queues: dict[int, dict[str, list[tuple[int, Tensor]]]] = {}
+        for step, name in sorted(set(zip(self._steps, self._filters, strict=True))):
+            queues.setdefault(step, {})[name] = []
+        for indices, images in read_batches(self.perturbed, self.batch, generator):
+            for i, image in zip(indices.tolist(), images, strict=True):
+                queue = queues[self._steps[i]]
+                queue[self._filters[i]].append((i, image))
+                if all(len(members) >= self.batch for members in queue.values()):
+                    yield self._steps[i], self._taken(queue)
+        for step, queue in queues.items():
+            while any(queue.values()):
+                yield step, self._taken(queue)
+
+    def _taken(
+        self, queue: dict[str, list[tuple[int, Tensor]]]
+    ) -> dict[str, list[tuple[int, Tensor]]]:
+        """A batch of each filter that has members, in the order of the filters."""
+        taken = {name: queue[name][: self.batch] for name in FILTER_NAMES if queue.get(name)}
+        for name in taken:
+            del queue[name][: self.batch]
+        return taken
 
     def _pair(self, members: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
         perturbed = torch.stack([image for _, image in members])

@@ -246,7 +246,7 @@ def blurred(x, sigma):
 
 
 def lines(x):
-    """kornia's Sobel halves of a step are 1/8: four times that, with the root made smooth."""
+    """Kornia's Sobel halves of a step are 1/8: four times that, with the root made smooth."""
     g = kornia.filters.spatial_gradient(x, "sobel", normalized=False)
     return (torch.sqrt(g.square().sum(2) + 0.04**2) - 0.04) / 4
 
