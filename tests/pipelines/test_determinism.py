@@ -16,6 +16,8 @@ import tiny
 from pipelines.stages import perturb
 from pipelines.stages.attack import run_attack
 from pipelines.stages.perturb import PerturbJob, perturb_shard, run_perturb
+from pipelines.stages.pretrain import run_pretrain
+from pipelines.stages.train_victim import run_train_victim
 from pipelines.storage.rejects import Reject
 from pipelines.storage.shard_stage import StoredImage
 
@@ -177,3 +179,14 @@ def test_the_order_of_photographs_and_shards_changes_no_example(project, tmp_pat
         index = tiny.ShardIndex(one.layout.examples("net", "unrestricted"))
         rows[one] = {r["parent_key"]: r["score_adv"] for r in index.records.values()}
     assert rows[other] == pytest.approx(rows[project], abs=1e-4)
+
+
+def test_loader_workers_change_no_weight(project, tmp_path):
+    other = project.without_work(tmp_path / "p", "train_victim", "pretrain", "attack-train")
+    params, layout = other.params(engine__loader_workers=2), other.layout
+    run_train_victim(params, layout, "net")
+    run_pretrain(params, layout)
+    run_attack(params, layout, "net", "unrestricted", progress=False)
+    for folder in ("victims/net", "da3/pretrained", "da3/net-unrestricted"):
+        same = [tiny.weights(root / "models" / folder) for root in (project.root, other.root)]
+        assert same[0] == same[1], folder

@@ -116,14 +116,14 @@ def test_missing_file(tmp_path):
 def test_numbers_as_people_write_them(tmp_path):
     # YAML 1.1 takes 2e-4 (no dot) for text, and 1 for an integer.
     text = yaml.safe_dump(tiny.settings(tmp_path, attack__lr="LR", pretrain__lr=1))
-    text = text.replace("lr: 0.03\n", "lr: 3e-2\n").replace("lr: LR", "lr: 2e-4")
+    text = text.replace("lr: 0.01\n", "lr: 1e-2\n").replace("lr: LR", "lr: 2e-4")
     path = tmp_path / "params.yaml"
     path.write_text(text)
     assert yaml.safe_load(text)["attack"]["lr"] == "2e-4"
     params = load_params(path)
     assert (params.attack.lr, params.pretrain.lr) == (2e-4, 1.0)
     assert isinstance(params.pretrain.lr, float)
-    assert params.victim("net").training["lr"] == 0.03
+    assert params.victim("net").training["lr"] == 0.01
 
 
 def test_unknown_victim_and_mode(tmp_path):
