@@ -13,9 +13,7 @@ PACKAGES = ("attackers", "victims", "defenders", "pipelines", "veneer")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 LONGEST = 60  # lines of code of a function
 # Longer than that, each with its reason.
-LONG = {
-    "pipelines/stages/train_victim.py:run_train_victim": "61: fingerprint, training and report",
-}
+LONG: dict[str, str] = {}
 # Arguments are not yet documented one by one in these; take a file off the list when they are.
 PENDING = {
     "attackers/attack.py",
@@ -45,7 +43,6 @@ PENDING = {
     "pipelines/annotation/push.py",
     "pipelines/annotation/sync.py",
     "pipelines/annotation/votes.py",
-    "pipelines/orchestration/dvc_stages.py",
     "pipelines/orchestration/flows.py",
     "pipelines/orchestration/stage_tasks.py",
     "pipelines/readers/pictures.py",

@@ -32,7 +32,14 @@ class MappedVictim(CropVictim, Protocol):
         """(C,), 0 for each pruned channel of the last map, 1 for the others."""
 
     def maps(self, crops: Tensor, /) -> list[Tensor]:
-        """Feature maps of crops (N,3,S,S), deepest last, each (N,C,h,w)."""
+        """Give the feature maps of crops.
+
+        Args:
+            crops: (N,3,S,S) in [0,1].
+
+        Returns:
+            Maps (N,C,h,w), deepest last.
+        """
 
 
 def draw_corners(sides: Sequence[int], size: int, count: int, generator: torch.Generator) -> Tensor:
