@@ -51,7 +51,7 @@ def test_loop_and_stack_agree(names, t, one, seed):
         weights = torch.linspace(1, 2, out.numel()).view_as(out)
         found[run] = (out, *slopes((out * weights).sum(), adt).values())
     for looped, stacked in zip(found["loop"], found["stacked"], strict=True):
-        torch.testing.assert_close(looped, stacked, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(looped, stacked, rtol=1e-3, atol=1e-4)
 
 
 @settings(max_examples=10)
