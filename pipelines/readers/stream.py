@@ -1,6 +1,7 @@
 """A working set as a training reads it: batches in a seeded order, streamed by webdataset."""
 
 import random
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipelines.errors import InputError, StageError
 from pipelines.readers.pictures import CACHE_BYTES, Transform
 from pipelines.storage.images import decode_image, planes
 from pipelines.storage.manifest import METADATA, Manifest
+from pipelines.storage.shards import tar_members
 
 BUFFER_BYTES = 256 * 1024**2  # of encoded pictures that wait to be drawn, in each loader worker
 Sample = dict[str, Any]  # of webdataset: __key__, __url__, and a file by suffix
@@ -110,7 +112,8 @@ class PictureStream:
             Indices (n,) and pictures of each batch, the same ones for any number of workers.
 
         Raises:
-            StageError: If the shards do not hold the pictures that the metadata lists.
+            StageError: If a shard is damaged, or the shards do not hold the pictures that the
+                metadata lists.
             ValueError: If batch_size is below 1.
         """
         if batch_size < 1:
@@ -122,7 +125,8 @@ class PictureStream:
         if self._cache:
             batches = mix(entry for shard in shards for entry in self._cache.get(shard, ()))
         else:
-            batches = self._cached(self._loaded(shards, mix, -(-len(self) // batch_size)))
+            loaded = self._loaded(shards, mix, -(-len(self) // batch_size))
+            batches = self._cached(self._whole(loaded))
         for batch in batches:
             indices = torch.tensor([self._places[key] for _, key, _ in batch])
             yield indices, [torch.from_numpy(image) for _, _, image in batch]
@@ -151,6 +155,17 @@ class PictureStream:
             generator=torch.Generator(),  # the global one otherwise
         )
         return loader
+
+    def _whole(self, batches: Iterable[list[Decoded]]) -> Iterator[list[Decoded]]:
+        """Pass the batches on; StageError names a damaged shard."""
+        try:
+            yield from batches
+        except tarfile.TarError as error:
+            for shard in self._shards:
+                for _ in tar_members(Path(shard)):
+                    pass
+            reason = str(error).strip().splitlines()[-1]
+            raise StageError(f"shards of {self.folder} must be whole, got {reason}") from None
 
     def _cached(self, batches: Iterable[list[Decoded]]) -> Iterator[list[Decoded]]:
         """Pass the batches on, keep them if all of them fit, and count the pictures."""

@@ -149,5 +149,5 @@ def test_shards_that_lack_pictures_are_reported(project, tmp_path, workers):
     with pytest.raises(StageError, match="must hold the 10 pictures of the metadata, got"):
         list(pictures.batches(0, 4))
     path.write_bytes(path.read_bytes()[: size // 2])
-    with pytest.raises(Exception, match="unexpected end of data"):
+    with pytest.raises(StageError, match="is damaged at byte"):
         list(pictures.batches(0, 4))
