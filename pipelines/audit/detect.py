@@ -1,6 +1,5 @@
 """The AE detector as files: its folder, ONNX, and what it says of files, folders and data sets."""
 
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +8,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from defenders.detector import Detector
 from pipelines.errors import InputError, StageError
 from pipelines.readers.rows import ImageRow, open_dataset
+from pipelines.storage.checkpoints import CONFIG, WEIGHTS, read_model
 from pipelines.storage.files import atomic_file, write_bytes, write_json
 from pipelines.storage.images import RejectedImage, decode_image, to_tensor
 from victims.base import stored_state
 
-WEIGHTS, CONFIG, ONNX = "model.safetensors", "config.json", "detector.onnx"
+ONNX = "detector.onnx"
 INPUT, OUTPUT = "images", "logits"
 PARITY = 1e-4  # largest difference of the probabilities of ONNX and torch
 MIN_SIDE = 32
@@ -56,15 +55,7 @@ def load_detector(folder: Path) -> Detector:
     Raises:
         InputError: where files are missing, damaged or do not match.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        state = load_file(folder / WEIGHTS)
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder} must hold {WEIGHTS} and {CONFIG}: run `veneer train_detector` first"
-        ) from None
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"{folder} must hold whole model files, got {error}") from None
+    config, state = read_model(folder, "train_detector")
     if not isinstance(config, dict) or config.get("kind") != "ae-detector":
         raise InputError(f"{folder / CONFIG} must be that of an AE detector, got another model's")
     try:

@@ -1,12 +1,15 @@
 """Work folders of trainings: checkpoints that survive a kill."""
 
 import contextlib
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from pipelines.errors import InputError, StageError
 from pipelines.execution.progress import epoch_reporter
@@ -119,3 +122,26 @@ class TrainingFolder:
         for other in self.path.parent.glob(self._siblings):
             if other != self.path:
                 shutil.rmtree(other, ignore_errors=True)
+
+
+def read_model(folder: Path, command: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Read config and weights of a model folder.
+
+    Args:
+        folder: The model's folder.
+        command: The `veneer` command that makes it, for the message.
+
+    Returns:
+        The content of config.json, and the weights by name.
+
+    Raises:
+        InputError: Files are missing or damaged.
+    """
+    try:
+        return json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder} must hold {WEIGHTS} and {CONFIG}: run `veneer {command}` first"
+        ) from None
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder} must hold whole model files, got {error}") from None

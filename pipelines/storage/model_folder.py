@@ -6,14 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from attackers.da3.adt import ADT, ADTConfig
 from attackers.da3.attacker import DA3Attacker
 from pipelines.errors import InputError, StageError
-from pipelines.storage.checkpoints import CONFIG, HISTORY, WEIGHTS
+from pipelines.storage.checkpoints import CONFIG, HISTORY, WEIGHTS, read_model
 from pipelines.storage.files import write_bytes, write_csv, write_json
 from victims.base import stored_state
 
@@ -58,15 +57,8 @@ def load_weights(model: nn.Module, folder: Path, command: str) -> dict[str, Any]
     Raises:
         InputError: Files are missing, damaged or do not fit the model.
     """
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-        state = load_file(folder / WEIGHTS)
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder} must hold {WEIGHTS} and {CONFIG}: run `veneer {command}` first"
-        ) from None
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"{folder} must hold whole model files, got {error}") from None
+    config: dict[str, Any]
+    config, state = read_model(folder, command)
     try:
         model.load_state_dict(state)
     except RuntimeError:
