@@ -183,10 +183,10 @@ def attack(
         for shape, members in by_size.items():
             size = batch_size or batch_limit(shape, device)
             for start in range(0, len(members), size):
-                chosen = members[start : start + size]
-                batch = torch.stack([read.tensors[i] for i in chosen]).to(device)
-                made = _rows(victim, batch, METHODS[method], settings)
-                rows |= dict(zip(chosen, made, strict=True))
+                indices = members[start : start + size]
+                batch = torch.stack([read.tensors[i] for i in indices]).to(device)
+                results = _rows(victim, batch, METHODS[method], settings)
+                rows |= dict(zip(indices, results, strict=True))
     ordered = [rows[index] for index in range(len(read))]
     planned = ordered[0]["weights"] is not None
 

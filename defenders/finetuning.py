@@ -195,18 +195,18 @@ def _loss(
     batch: Batch,
     unit: float,
 ) -> Tensor:
-    """Smooth L1 of the scores to those wanted, and of those of views to what the teacher says: ().
+    """Smooth L1 of the scores to the targets, and of those of views to what the teacher says: ().
 
     unit: what counts as 1, in points of the scale.
     """
     images, mos, views = batch
-    wanted = mos / unit
+    targets = mos / unit
     if teacher is None:
-        return F.smooth_l1_loss(model(images) / unit, wanted)
+        return F.smooth_l1_loss(model(images) / unit, targets)
     scores = model(torch.cat([images, views])) / unit
     with torch.no_grad():
         known = teacher(views) / unit
-    loss = F.smooth_l1_loss(scores[: len(images)], wanted)
+    loss = F.smooth_l1_loss(scores[: len(images)], targets)
     return loss + distillation_weight * F.smooth_l1_loss(scores[len(images) :], known)
 
 

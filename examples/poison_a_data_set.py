@@ -27,12 +27,12 @@ class PatchModel(nn.Module):
 
 def train(images: Tensor, scores: np.ndarray) -> PatchModel:
     torch.manual_seed(0)
-    model, wanted = PatchModel(), torch.tensor(scores, dtype=torch.float32)
+    model, targets = PatchModel(), torch.tensor(scores, dtype=torch.float32)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4)
     for _ in range(40):
         for chosen in torch.randperm(len(images)).split(16):
             optimizer.zero_grad()
-            nn.functional.mse_loss(model(images[chosen].float() / 255), wanted[chosen]).backward()
+            nn.functional.mse_loss(model(images[chosen].float() / 255), targets[chosen]).backward()
             optimizer.step()
     return model.eval()
 
