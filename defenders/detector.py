@@ -33,6 +33,12 @@ class InvertedResidual(nn.Module):
     """Expand, depthwise 3×3, project; added to its input where the shape stays.
 
     Source: Sandler et al., MobileNetV2, 2018.
+
+    Args:
+        before: Input channels.
+        after: Output channels.
+        expansion: Hidden channels per input channel; 1 leaves out the expanding convolution.
+        stride: Stride of the depthwise convolution.
     """
 
     def __init__(self, before: int, after: int, expansion: int, stride: int) -> None:
@@ -44,7 +50,14 @@ class InvertedResidual(nn.Module):
         self.adds = stride == 1 and before == after
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N,C,H,W)."""
+        """Apply the block.
+
+        Args:
+            x: (N,before,H,W).
+
+        Returns:
+            (N,after,⌈H/stride⌉,⌈W/stride⌉).
+        """
         return x + self.layers(x) if self.adds else self.layers(x)
 
 
@@ -53,7 +66,13 @@ class Detector(nn.Module):
 
     A short MobileNetV2 on six planes: the picture around grey, and its 3×3 residue clamped to
     eight grey levels, where the traces of filtering lie. Nothing is resized: that would erase
-    them. width: multiplier of the channels; 1 has 0.14 M parameters.
+    them.
+
+    Args:
+        width: Multiplier of the channels; 1 has 0.14 M parameters.
+
+    Raises:
+        ValueError: For a width of more than MAX_PARAMETERS parameters.
     """
 
     def __init__(self, width: float = 1.0) -> None:
@@ -79,7 +98,14 @@ class Detector(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (N,3,H,W) in [0,1]. Returns: (N,) logits."""
+        """Compute the logits.
+
+        Args:
+            images: (N,3,H,W) in [0,1].
+
+        Returns:
+            (N,) logits, positive for adversarial.
+        """
         around = F.pad(images, (1, 1, 1, 1), mode="reflect")
         residue = F.conv2d(around, self.kernel, groups=3).clamp(-_RESIDUE, _RESIDUE) / _RESIDUE
         planes = torch.cat([images * 2 - 1, residue], dim=1)
@@ -102,7 +128,15 @@ class LabelledImages(Protocol):
 def crop_and_flip(image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
     """A random window of size × size, mirrored at random either way; smaller images are wrapped.
 
-    Neither interpolates, so the trace stays as it is. image: uint8 (3,H,W).
+    Neither interpolates, so the trace stays as it is.
+
+    Args:
+        image: uint8 (3,H,W).
+        size: Side of the window, in pixels.
+        rng: Generator of the place and the flips.
+
+    Returns:
+        uint8 (3,size,size).
     """
     height, width = image.shape[1:]
     times = (1, -(-size // height), -(-size // width))
@@ -114,20 +148,43 @@ def crop_and_flip(image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
 
 
 def compress(image: Tensor, quality: int) -> Tensor:
-    """Through JPEG and back. image: uint8 (3,H,W)."""
+    """Through JPEG and back.
+
+    Args:
+        image: uint8 (3,H,W).
+        quality: JPEG quality of Pillow, 1 to 100.
+
+    Returns:
+        uint8 (3,H,W).
+    """
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=quality)
     return torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1)
 
 
 def half_size(image: Tensor) -> Tensor:
-    """At half its size (antialiased bilinear). image: uint8 (3,H,W), at least 64 pixels a side."""
+    """At half its size (antialiased bilinear).
+
+    Args:
+        image: uint8 (3,H,W), at least 64 pixels a side.
+
+    Returns:
+        uint8 (3,⌊H/2⌋,⌊W/2⌋).
+    """
     small = F.interpolate(image[None].float(), scale_factor=0.5, mode="bilinear", antialias=True)
     return small[0].round().clamp(0, 255).byte()
 
 
 def augment(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """What happens to pictures on their way: half of them JPEG 70 to 98, a third half size."""
+    """What happens to pictures on their way: half of them JPEG 70 to 98, a third half size.
+
+    Args:
+        image: uint8 (3,H,W); one below 64 pixels a side keeps its size.
+        rng: Generator of the draws.
+
+    Returns:
+        uint8 (3,H,W) or (3,⌊H/2⌋,⌊W/2⌋).
+    """
     if rng.random() < 1 / 3 and min(image.shape[1:]) >= 64:
         image = half_size(image)
     return compress(image, int(rng.integers(70, 99))) if rng.random() < 0.5 else image
@@ -250,7 +307,16 @@ def probabilities(
     data: LabelledImages,
     change: Callable[[Tensor], Tensor] | None = None,
 ) -> NDArray[np.float64]:
-    """Probability of each whole image, as it is or after `change`: (n,)."""
+    """Probability of each image to be adversarial; images are seen whole, one at a time.
+
+    Args:
+        detector: Detector, put into evaluation mode.
+        data: The n images; their labels are not used.
+        change: Applied to each image, uint8 (3,H,W), before the detector; None: nothing is.
+
+    Returns:
+        (n,) in [0,1].
+    """
     detector.eval()
     device = next(detector.parameters()).device
     out = []
@@ -262,7 +328,16 @@ def probabilities(
 
 
 def accuracy(p: ArrayLike, adversarial: Sequence[bool], threshold: float = 0.5) -> float:
-    """Mean of the accuracies on both classes, in %; NaN where one is missing."""
+    """Mean of the accuracies on both classes (balanced accuracy).
+
+    Args:
+        p: (n,) probabilities.
+        adversarial: (n,) labels, true for adversarial.
+        threshold: A probability above it counts as adversarial.
+
+    Returns:
+        Accuracy in %; NaN where a class is missing.
+    """
     scores, truth = np.asarray(p), np.asarray(adversarial, bool)
     if truth.all() or not truth.any():
         return math.nan
@@ -271,7 +346,15 @@ def accuracy(p: ArrayLike, adversarial: Sequence[bool], threshold: float = 0.5) 
 
 
 def auc(p: ArrayLike, adversarial: Sequence[bool]) -> float:
-    """Chance that an adversarial example scores above a photograph, ties half; NaN if none."""
+    """Chance that an adversarial example scores above a photograph, ties half (area under the ROC).
+
+    Args:
+        p: (n,) probabilities, or any scores that rise with them.
+        adversarial: (n,) labels, true for adversarial.
+
+    Returns:
+        AUC in [0,1]; NaN where a class is missing.
+    """
     scores, truth = np.asarray(p), np.asarray(adversarial, bool)
     if truth.all() or not truth.any():
         return math.nan
@@ -281,7 +364,16 @@ def auc(p: ArrayLike, adversarial: Sequence[bool]) -> float:
 
 
 def tpr_at_fpr(p: ArrayLike, adversarial: Sequence[bool], fpr: float = 0.01) -> float:
-    """Share of examples found, in %, at a threshold that at most `fpr` of the photographs pass."""
+    """Share of examples found at a threshold that at most `fpr` of the photographs pass.
+
+    Args:
+        p: (n,) probabilities, or any scores that rise with them.
+        adversarial: (n,) labels, true for adversarial.
+        fpr: False positive rate, in [0,1).
+
+    Returns:
+        True positive rate in %; NaN where a class is missing.
+    """
     scores, truth = np.asarray(p), np.asarray(adversarial, bool)
     if truth.all() or not truth.any():
         return math.nan

@@ -123,8 +123,15 @@ def finetune(
 def blend(model: nn.Module, origin: Mapping[str, Tensor], share: float) -> None:
     """Set weights to share of what they are and the rest of `origin`, in place.
 
-    origin: the state before fine-tuning; share in (0, 1]. Source: Wortsman et al., Robust
-    fine-tuning of zero-shot models, 2022 (WiSE-FT). Raises: ValueError for another share.
+    Source: Wortsman et al., Robust fine-tuning of zero-shot models, 2022 (WiSE-FT).
+
+    Args:
+        model: Fine-tuned model; its integer buffers stay.
+        origin: State of the model before fine-tuning.
+        share: Weight of the fine-tuned state, in (0, 1].
+
+    Raises:
+        ValueError: For another share.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share:g}")
@@ -139,7 +146,16 @@ def blend(model: nn.Module, origin: Mapping[str, Tensor], share: float) -> None:
 def scores_of(
     model: nn.Module, images: Sequence[Tensor], batch_size: int = 32
 ) -> NDArray[np.float64]:
-    """Scores (n,) of images uint8 (3,H,W) of one size."""
+    """Score images in evaluation mode.
+
+    Args:
+        model: Any torch module from RGB (N,3,H,W) in [0,1] to (N,) scores.
+        images: n images, uint8 (3,H,W), of one size; at least one.
+        batch_size: Images per forward pass.
+
+    Returns:
+        (n,) scores.
+    """
     model.eval()
     device = next(model.parameters()).device
     out = [

@@ -32,8 +32,6 @@ PENDING = {
     "victims/toy.py",
     "victims/training.py",
     "victims/tres.py",
-    "defenders/detector.py",
-    "defenders/finetuning.py",
     "pipelines/annotation/campaign.py",
     "pipelines/annotation/candidates.py",
     "pipelines/annotation/label_studio.py",
