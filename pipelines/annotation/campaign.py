@@ -25,7 +25,12 @@ Image = Callable[[str], bytes]  # PNG of a key
 
 @dataclass(frozen=True)
 class Pair:
-    """A candidate: keys of the adversarial example and of its photograph."""
+    """A candidate: an adversarial example and its photograph.
+
+    Args:
+        key: Key of the adversarial example.
+        parent: Key of its photograph.
+    """
 
     key: str
     parent: str
@@ -204,19 +209,40 @@ class Inline:
     """Images inside the task, as data URIs: no storage to set up, a large database."""
 
     def address(self, name: str, data: bytes) -> str:
-        """What the task holds for an image."""
+        """What the task holds for an image.
+
+        Args:
+            name: Name of the image; not used.
+            data: Its PNG.
+
+        Returns:
+            The image as a data URI.
+        """
         return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Images in a folder below the server's LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT."""
+    """Images in a folder below the server's LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
+
+    Args:
+        root: The document root.
+        folder: Name of the folder below it.
+    """
 
     root: Path
     folder: str
 
     def address(self, name: str, data: bytes) -> str:
-        """What the task holds for an image, which is written where it is not yet there."""
+        """What the task holds for an image, which is written where it is not yet there.
+
+        Args:
+            name: Name of the image, and of its file without the suffix.
+            data: Its PNG.
+
+        Returns:
+            Address of the file on the server, without host.
+        """
         path = self.root / self.folder / f"{name}.png"
         if not path.exists():
             write_bytes(path, data)
@@ -236,14 +262,32 @@ class Links:
     known: Mapping[str, str]
 
     def address(self, name: str, data: bytes) -> str:
-        """What the task holds for an image."""
+        """What the task holds for an image.
+
+        Args:
+            name: Name of the image.
+            data: Its PNG; not used.
+
+        Returns:
+            The address.
+
+        Raises:
+            InputError: The image has no address.
+        """
         found = self.find(name)
         if found is None:
             raise InputError(f"urls must have an address for image {name}, got none")
         return found
 
     def find(self, name: str) -> str | None:
-        """Address of an image, None where it has none."""
+        """Find the address of an image.
+
+        Args:
+            name: Name of the image, which replaces {key} in the template.
+
+        Returns:
+            The address, None where it has none.
+        """
         default = None if self.template is None else self.template.replace("{key}", name)
         return self.known.get(name, default)
 

@@ -12,7 +12,17 @@ from pipelines.storage.shards import image_places
 
 
 def read_pairs(candidates: Path) -> list[Pair]:
-    """Read the keys of the candidates and of their photographs, in the order of the table."""
+    """Read the keys of the candidates and of their photographs.
+
+    Args:
+        candidates: Folder of the candidates.
+
+    Returns:
+        The pairs, in the order of the table.
+
+    Raises:
+        InputError: `curate` has not run.
+    """
     table = read_candidates(candidates, ["key", "parent_key"])
     return [Pair(*row) for row in zip(*(c.to_pylist() for c in table.columns), strict=True)]
 

@@ -96,11 +96,23 @@ class LabelStudio:
         return dict(self._call("projects.create", **fields))
 
     def update_project(self, project: int, **fields: Any) -> None:
-        """Change `fields` of a project and leave the others."""
+        """Change fields of a project and leave the others.
+
+        Args:
+            project: Number of the project.
+            **fields: title, description, label_config, …, as the SDK names them.
+        """
         self._call("projects.update", project, **fields)
 
     def used_choices(self, project: int) -> dict[str, dict[str, int]]:
-        """Count the choices that votes of a project hold: control -> choice -> votes."""
+        """Count the choices that votes of a project hold.
+
+        Args:
+            project: Number of the project.
+
+        Returns:
+            Control -> choice -> votes.
+        """
         summary = self._get(f"api/projects/{project}/summary")
         return dict(summary["created_labels"])
 
@@ -151,30 +163,63 @@ class LabelStudio:
                 return
 
     def add_tasks(self, project: int, tasks: Sequence[Mapping[str, Any]]) -> None:
-        """Import tasks (`data`, `meta`, …): all of them or, on an error, none."""
+        """Import tasks: all of them or, on an error, none.
+
+        Args:
+            project: Number of the project.
+            tasks: Fields of each task (`data`, `meta`, …), as the SDK names them.
+        """
         request = [label_studio_sdk.ImportApiRequest(**task) for task in tasks]
         self._call("projects.import_tasks", project, request=request)
 
     def update_task(self, task: int, data: Mapping[str, Any]) -> None:
-        """Replace the data of a task."""
+        """Replace the data of a task.
+
+        Args:
+            task: Number of the task.
+            data: The new data, all of it.
+        """
         self._call("tasks.update", str(task), data=dict(data))
 
     def delete_task(self, task: int) -> None:
-        """Delete a task with its annotations."""
+        """Delete a task with its annotations.
+
+        Args:
+            task: Number of the task.
+        """
         self._call("tasks.delete", str(task))
 
     def drafts(self, task: int) -> list[dict[str, Any]]:
-        """List the drafts of a task, also those of other people."""
+        """List the drafts of a task, also those of other people.
+
+        Args:
+            task: Number of the task.
+
+        Returns:
+            The fields of each draft.
+        """
         drafts: list[dict[str, Any]] = self._get(f"api/tasks/{task}/drafts")
         return drafts
 
     def local_folders(self, project: int) -> set[str | None]:
-        """List the folders on the server's disk that a project may serve."""
+        """List the folders on the server's disk that a project may serve.
+
+        Args:
+            project: Number of the project.
+
+        Returns:
+            Their paths.
+        """
         found = self._call("import_storage.local.list", project=project)
         return {storage.path for storage in found}
 
     def add_local_folder(self, project: int, path: str) -> None:
-        """Let a project serve a folder on the server's disk."""
+        """Let a project serve a folder on the server's disk.
+
+        Args:
+            project: Number of the project.
+            path: The folder, below the server's LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
+        """
         self._call(
             "import_storage.local.create",
             project=project,

@@ -39,7 +39,19 @@ Person = tuple[str, str]  # address of the server, number there
 
 
 def simulated_label(row: Mapping[str, Any]) -> Fields:
-    """A candidate with the label that MODEL gives it."""
+    """A candidate with the label that MODEL gives it.
+
+    mos = low + (mos_clean - low)(1 - sqrt(1 - SSIM)), within the scale.
+
+    Args:
+        row: The candidate; mos is that of its photograph, ssim the SSIM to it, and score_low and
+            score_high the ends of the scale.
+
+    Returns:
+        The fields of the candidate, with mos_clean, mos, verdict ("degraded" where the loss exceeds
+        SIMULATED_DROP of the scale, else "unchanged"), no spread, no votes and label_source
+        "simulated".
+    """
     low, high = row["score_low"], row["score_high"]
     loss = (row["mos"] - low) * math.sqrt(max(0.0, 1 - row["ssim"]))
     mos = min(max(row["mos"] - loss, low), high)
@@ -206,11 +218,25 @@ def _number(value: Any) -> float | None:
 
 
 def mean(values: Sequence[Any]) -> float | None:
-    """Mean of numbers, None where there are none."""
+    """Mean of numbers.
+
+    Args:
+        values: Numbers or booleans.
+
+    Returns:
+        The mean, None where there are none.
+    """
     return float(np.mean(values)) if len(values) else None
 
 
 def verdict_shares(labels: Sequence[Fields]) -> dict[str, float]:
-    """Share of each verdict."""
+    """Share of each verdict.
+
+    Args:
+        labels: Labelled candidates.
+
+    Returns:
+        Verdict -> share in [0, 1], for all VERDICTS; zeros where there are no labels.
+    """
     counts = Counter(row["verdict"] for row in labels)
     return {name: counts[name] / max(1, len(labels)) for name in VERDICTS}

@@ -30,7 +30,14 @@ class Votes:
     score: np.ndarray
 
     def where(self, mask: np.ndarray) -> "Votes":
-        """Votes of a boolean mask, (N,); images and annotators keep their numbers."""
+        """Votes of a mask; images and annotators keep their numbers.
+
+        Args:
+            mask: (N,) booleans.
+
+        Returns:
+            The votes where it is True.
+        """
         return Votes(self.image[mask], self.annotator[mask], self.score[mask])
 
     @property

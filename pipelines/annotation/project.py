@@ -47,7 +47,18 @@ def find_project(server: LabelStudio, name: str) -> dict[str, Any] | None:
 
 
 def require_project(server: LabelStudio, name: str) -> dict[str, Any]:
-    """Find the project of a campaign as `find_project` does; InputError when there is none."""
+    """Find the project of a campaign as `find_project` does; there must be one.
+
+    Args:
+        server: The server.
+        name: `campaign.name`.
+
+    Returns:
+        The project's fields and `pushed_digest`.
+
+    Raises:
+        InputError: There is no such project, or `find_project` refuses.
+    """
     project = find_project(server, name)
     if project is None:
         raise InputError(f"campaign {name!r} has no project yet: run `veneer annotate push` first")
@@ -116,7 +127,16 @@ def _check_used_choices(server: LabelStudio, project: int, plan: Plan) -> None:
 
 
 def connect_folder(server: LabelStudio, project: int, storage: LocalFiles) -> None:
-    """Let the project serve the folder of `storage`; nothing is synchronised from it."""
+    """Let the project serve the folder of `storage`; nothing is synchronised from it.
+
+    Args:
+        server: The server.
+        project: Number of the project.
+        storage: The folder, created where it is missing.
+
+    Raises:
+        InputError: The server may not serve the folder.
+    """
     path = storage.root / storage.folder
     path.mkdir(parents=True, exist_ok=True)
     if str(path) in server.local_folders(project):

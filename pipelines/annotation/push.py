@@ -26,7 +26,14 @@ DOCUMENT_ROOT = "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"  # the server's own var
 
 
 def plan_of(params: Params) -> Plan:
-    """Read what `campaign` of the parameters asks for."""
+    """Read what `campaign` of the parameters asks for.
+
+    Args:
+        params: The parameters.
+
+    Returns:
+        The plan, with the seed of the parameters.
+    """
     c = params.campaign
     return Plan(c.name, c.votes, c.gold, c.repeats, tuple(c.artefacts), params.seed)
 
@@ -58,7 +65,20 @@ def push_campaign(
 
 
 def export_campaign(params: Params, layout: Layout, out: Path) -> int:
-    """Write the pictures of all tasks as PNG files into the folder `out`; how many."""
+    """Write the pictures of all tasks as PNG files.
+
+    Args:
+        params: The parameters.
+        layout: Where candidates and their pictures lie.
+        out: Folder, created where it is missing.
+
+    Returns:
+        Number of pictures.
+
+    Raises:
+        InputError: `curate` has not run.
+        StageError: A candidate is in no shard.
+    """
     images = CandidateImages(layout.root / "datasets", layout.candidates)
     return export_images(plan_tasks(read_pairs(layout.candidates), plan_of(params)), images, out)
 

@@ -161,7 +161,14 @@ def _update_urls(server: LabelStudio, project: int, tasks: Sequence[Task], links
 
 
 def task_name(task: Mapping[str, Any]) -> str | None:
-    """Name of a task that push created, None for one that somebody added by hand."""
+    """Name of a task that push created.
+
+    Args:
+        task: Fields of a task of the server, with meta.
+
+    Returns:
+        The name, None for a task that somebody added by hand.
+    """
     meta = (task.get("meta") or {}).get("veneer")
     return meta.get("task") if isinstance(meta, dict) else None
 

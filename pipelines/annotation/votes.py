@@ -96,7 +96,14 @@ def write_votes(path: Path, rows: list[dict[str, Any]], cursors: Mapping[str, st
 
 
 def cursors_of(table: pa.Table) -> dict[str, str]:
-    """Last change seen of each server and project."""
+    """Last change seen of each server and project.
+
+    Args:
+        table: Table of `read_votes`.
+
+    Returns:
+        Server and project -> time of the change (ISO 8601); empty where the table has none.
+    """
     found = (table.schema.metadata or {}).get(CURSOR)
     return json.loads(found) if found else {}
 
@@ -155,14 +162,28 @@ def votes_of_task(
 
 
 def voter(annotation: Mapping[str, Any]) -> int | None:
-    """Number of the user who voted; None where the user was deleted."""
+    """Number of the user who voted.
+
+    Args:
+        annotation: An annotation of the server, with completed_by.
+
+    Returns:
+        The number, None where the user was deleted.
+    """
     user = annotation["completed_by"]
     number = user.get("id") if isinstance(user, dict) else user
     return number if isinstance(number, int) else None
 
 
 def person(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Identify who voted: address of the server, whose projects share users, and number there."""
+    """Identify who voted: projects of a server share its users.
+
+    Args:
+        row: A vote, with the fields of SCHEMA.
+
+    Returns:
+        Address of the server, and number of the annotator there.
+    """
     return row["server"].partition(" project ")[0], row["annotator"]
 
 
@@ -249,5 +270,12 @@ def _short(value: Any) -> str:
 
 
 def valid(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Votes that count: those without a reason not to."""
+    """Votes that count: those without a reason not to.
+
+    Args:
+        rows: Votes, with the fields of SCHEMA.
+
+    Returns:
+        Those whose reason is None, in the same order.
+    """
     return [row for row in rows if row["reason"] is None]
