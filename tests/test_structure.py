@@ -32,11 +32,6 @@ PENDING = {
     "victims/toy.py",
     "victims/training.py",
     "victims/tres.py",
-    "pipelines/orchestration/flows.py",
-    "pipelines/orchestration/stage_tasks.py",
-    "pipelines/readers/pictures.py",
-    "pipelines/readers/poisoned.py",
-    "pipelines/readers/threeae.py",
 }
 _NO_CODE = {
     tokenize.COMMENT,

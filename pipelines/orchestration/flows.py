@@ -98,7 +98,12 @@ def _run(
 
 
 class FlowFailed(StageError):
-    """A flow with a failed stage; `table` says what became of each."""
+    """A flow with a failed stage.
+
+    Args:
+        text: Which stages failed, in a sentence.
+        table: What became of each stage; kept as an attribute.
+    """
 
     def __init__(self, text: str, table: list[dict[str, Any]]) -> None:
         super().__init__(text)
@@ -132,7 +137,20 @@ def _flow(function: Callable[..., Any]) -> Any:
 def pretraining(
     root: str = ".", max_parallel: int = 2, retries: int = 2, retry_delay: float = 10
 ) -> list[dict[str, Any]]:
-    """Photographs, perturbed pairs, first stage of DA3Attacker."""
+    """Photographs, perturbed pairs, first stage of DA3Attacker.
+
+    Args:
+        root: Folder of the project.
+        max_parallel: Number of stages run at a time.
+        retries: Times that a failed stage is tried again.
+        retry_delay: Seconds before the first retry; doubles with each.
+
+    Returns:
+        The table of the stages.
+
+    Raises:
+        FlowFailed: When a stage failed.
+    """
     return _run("pretraining", root, max_parallel, retries, retry_delay)
 
 
@@ -140,7 +158,20 @@ def pretraining(
 def attack_zoo(
     root: str = ".", max_parallel: int = 2, retries: int = 2, retry_delay: float = 10
 ) -> list[dict[str, Any]]:
-    """Every victim trained and attacked in every mode, then measured."""
+    """Every victim trained and attacked in every mode, then measured.
+
+    Args:
+        root: Folder of the project.
+        max_parallel: Number of stages run at a time.
+        retries: Times that a failed stage is tried again.
+        retry_delay: Seconds before the first retry; doubles with each.
+
+    Returns:
+        The table of the stages.
+
+    Raises:
+        FlowFailed: When a stage failed.
+    """
     return _run("attack_zoo", root, max_parallel, retries, retry_delay)
 
 
@@ -158,12 +189,19 @@ def curation(
 
     Args:
         root: Folder of the project.
-        max_parallel: Stages at a time.
-        retries: Of a stage that failed.
-        retry_delay: Seconds before the first retry; doubles.
-        wait: For the votes of the campaign.
+        max_parallel: Number of stages run at a time.
+        retries: Times that a failed stage is tried again.
+        retry_delay: Seconds before the first retry; doubles with each.
+        wait: Whether to wait for the votes of the campaign.
         poll: Seconds between two looks at it.
         limit: Seconds to wait at most.
+
+    Returns:
+        The table of the stages.
+
+    Raises:
+        FlowFailed: When a stage failed.
+        StageError: When the votes are not there in time or the server refuses.
     """
     folder = Path(root).resolve()
     waiting = (lambda: wait_for_annotators(folder, poll, limit)) if wait else None
@@ -174,7 +212,20 @@ def curation(
 def poisoning(
     root: str = ".", max_parallel: int = 2, retries: int = 2, retry_delay: float = 10
 ) -> list[dict[str, Any]]:
-    """Trigger, poisoned data sets and the models that they poison."""
+    """Trigger, poisoned data sets and the models that they poison.
+
+    Args:
+        root: Folder of the project.
+        max_parallel: Number of stages run at a time.
+        retries: Times that a failed stage is tried again.
+        retry_delay: Seconds before the first retry; doubles with each.
+
+    Returns:
+        The table of the stages.
+
+    Raises:
+        FlowFailed: When a stage failed.
+    """
     return _run("poisoning", root, max_parallel, retries, retry_delay)
 
 
@@ -182,7 +233,20 @@ def poisoning(
 def training(
     root: str = ".", max_parallel: int = 2, retries: int = 2, retry_delay: float = 10
 ) -> list[dict[str, Any]]:
-    """Victims, detector and fine-tuned victims."""
+    """Victims, detector and fine-tuned victims.
+
+    Args:
+        root: Folder of the project.
+        max_parallel: Number of stages run at a time.
+        retries: Times that a failed stage is tried again.
+        retry_delay: Seconds before the first retry; doubles with each.
+
+    Returns:
+        The table of the stages.
+
+    Raises:
+        FlowFailed: When a stage failed.
+    """
     return _run("training", root, max_parallel, retries, retry_delay)
 
 
@@ -190,7 +254,20 @@ def training(
 def build(
     root: str = ".", max_parallel: int = 2, retries: int = 2, retry_delay: float = 10
 ) -> list[dict[str, Any]]:
-    """Every stage of dvc.yaml."""
+    """Every stage of dvc.yaml.
+
+    Args:
+        root: Folder of the project.
+        max_parallel: Number of stages run at a time.
+        retries: Times that a failed stage is tried again.
+        retry_delay: Seconds before the first retry; doubles with each.
+
+    Returns:
+        The table of the stages.
+
+    Raises:
+        FlowFailed: When a stage failed.
+    """
     return _run("build", root, max_parallel, retries, retry_delay)
 
 

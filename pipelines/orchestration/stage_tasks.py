@@ -76,7 +76,11 @@ def _stage_task(retries: int, retry_delay: float) -> Any:
 
 
 class Slots:
-    """How many stages run at a time; the threads of the others wait."""
+    """How many stages run at a time; the threads of the others wait.
+
+    Args:
+        count: Number of stages that may run at a time.
+    """
 
     def __init__(self, count: int) -> None:
         self._free = threading.Semaphore(count)

@@ -21,13 +21,29 @@ R = TypeVar("R")
 
 
 def squash(image: Tensor, size: int) -> Tensor:
-    """(3,H,W) in [0,1] to uint8 (3,size,size), bilinear with antialiasing, rounded."""
+    """Resize to a square, bilinear with antialiasing, rounded; the aspect ratio is not kept.
+
+    Args:
+        image: (3,H,W) in [0,1].
+        size: side in pixels.
+
+    Returns:
+        uint8 (3,size,size).
+    """
     small = resize(image.unsqueeze(0), size)[0]
     return small.clamp(0, 1).mul(255).round().byte()
 
 
 def squashed(pixels: np.ndarray, size: int) -> Tensor:
-    """Transform to one size: uint8 (H,W,3) to uint8 (3,size,size); see `squash`."""
+    """Transform to one size; see `squash`.
+
+    Args:
+        pixels: uint8 (H,W,3).
+        size: side in pixels.
+
+    Returns:
+        uint8 (3,size,size).
+    """
     return squash(to_tensor(pixels), size)
 
 
@@ -35,6 +51,11 @@ class PictureDataset(Sequence[Tensor], Generic[R]):
     """Pictures in a fixed order, decoded when asked for; `records` says what they are.
 
     What was decoded stays in memory up to CACHE_BYTES.
+
+    Args:
+        records: one for each picture.
+        read: from the place of a record to the encoded picture.
+        transform: from the pixels uint8 (H,W,3) to the tensor that is given.
     """
 
     def __init__(
@@ -43,23 +64,24 @@ class PictureDataset(Sequence[Tensor], Generic[R]):
         read: Callable[[int], bytes],
         transform: Transform = planes,
     ) -> None:
-        """Wrap records and a function that reads their pictures.
-
-        Args:
-            records: one for each picture.
-            read: from the place of a record to the encoded picture.
-            transform: from the pixels uint8 (H,W,3) to the tensor that is given.
-        """
         self.records, self._read, self.transform = records, read, transform
         self._cache: dict[int, Tensor] = {}
         self._cached_bytes = 0
 
     def filter(self, predicate: Callable[[R], bool]) -> "PictureDataset[R]":
-        """Return the pictures whose record satisfies `predicate`, in the same order."""
+        """Return the pictures whose record satisfies `predicate`, in the same order.
+
+        Args:
+            predicate: from a record to whether its picture stays.
+        """
         return self.select([i for i, record in enumerate(self.records) if predicate(record)])
 
     def select(self, indices: Sequence[int]) -> "PictureDataset[R]":
-        """Return the pictures at `indices`, in that order."""
+        """Return the pictures at `indices`, in that order.
+
+        Args:
+            indices: places in this data set, from 0.
+        """
         return PictureDataset(
             [self.records[i] for i in indices], lambda i: self._read(indices[i]), self.transform
         )
@@ -149,7 +171,12 @@ L = TypeVar("L", bound=Loadable)
 
 
 def loaded_pictures(rows: Sequence[L], transform: Transform = planes) -> PictureDataset[L]:
-    """Open the pictures of rows that load themselves, in their order."""
+    """Open the pictures of rows that load themselves, in their order.
+
+    Args:
+        rows: one for each picture; they become the records.
+        transform: from the pixels uint8 (H,W,3) of a picture to its tensor.
+    """
     return PictureDataset(rows, lambda i: rows[i].load(), transform)
 
 
@@ -166,6 +193,14 @@ def opinions(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batches_of(keys: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
-    """Cut keys into runs of `size`."""
+    """Cut keys into runs of `size`.
+
+    Args:
+        keys: the keys.
+        size: keys in a run, at least 1.
+
+    Yields:
+        The runs in order; the last one may be shorter.
+    """
     for start in range(0, len(keys), size):
         yield tuple(keys[start : start + size])

@@ -18,19 +18,48 @@ TRIGGER = "trigger.safetensors"
 
 
 def poisoned_keys(params: Params, keys: Iterable[str]) -> tuple[str, ...]:
-    """The training photographs that are poisoned, in the order of their draw."""
+    """The training photographs that are poisoned, in the order of their draw.
+
+    Args:
+        params: the parameters; `poison.ratio` and `seed` decide the draw.
+        keys: keys of all training photographs, in any order.
+
+    Returns:
+        The chosen keys, at least one.
+
+    Raises:
+        InputError: where the parameters have no section `poison`.
+        ValueError: for no keys.
+    """
     every = sorted(keys)
     ratio = params.section("poison").ratio
     return choose_poisoned(every, ratio, lambda key: sample_seed(params.seed, "poison", key))
 
 
 def training_keys(clean: Path) -> list[str]:
-    """Keys of the training photographs."""
+    """Keys of the training photographs.
+
+    Args:
+        clean: folder of the photographs.
+
+    Returns:
+        The keys, sorted.
+    """
     return sorted(ShardIndex(clean, ["train"]).records)
 
 
 def open_trigger(path: Path) -> tuple[Injector, dict[str, Any], str]:
-    """A trigger file: the trigger, how it was made, its SHA-256. InputError where it is none."""
+    """Read a trigger file.
+
+    Args:
+        path: the file, or a folder with the file TRIGGER.
+
+    Returns:
+        The trigger, how it was made, and the SHA-256 of the file.
+
+    Raises:
+        InputError: where there is no trigger.
+    """
     path = path / TRIGGER if path.is_dir() else path
     try:
         data = path.read_bytes()
@@ -47,7 +76,21 @@ def open_trigger(path: Path) -> tuple[Injector, dict[str, Any], str]:
 
 
 def build_quality(settings: QualityParams, name: str, scale: ScaleInfo, seed: int) -> QualityModel:
-    """An untrained quality model on the scale of the data; InputError for another kind."""
+    """An untrained quality model on the scale of the data.
+
+    Args:
+        settings: section of the model; `model` holds its kind and the arguments of its class.
+        name: name of the model, for tables and folders.
+        scale: scale of the scores.
+        seed: seed of the random weights.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: where the kind is a victim that is no quality model.
+        ValueError: for an unknown kind or argument, or a missing one.
+    """
     config = {"scale": {"low": scale.low, "high": scale.high}, "name": name, **settings.model}
     model = build_victim(config, seed=seed)
     if not isinstance(model, QualityModel):

@@ -16,7 +16,19 @@ FIELDS = ("victim", "mode", "parent_key")
 
 @dataclass(frozen=True)
 class Picture:
-    """A photograph (adversarial False, and no mode, victim or psnr) or an example of 3AE."""
+    """A photograph or an adversarial example of 3AE.
+
+    Args:
+        key: its key.
+        split: "train", "validation" or "test"; "train" where the data set has no splits.
+        adversarial: whether it is an example.
+        mos: its score, on the scale of the data set.
+        load: gives the encoded bytes.
+        parent: key of the photograph; its own for a photograph.
+        victim: model that the example was made to deceive; None for a photograph.
+        mode: mode of the attack; None for a photograph.
+        psnr: PSNR against the photograph, dB; None for a photograph or an unchanged example.
+    """
 
     key: str
     split: str
@@ -30,7 +42,11 @@ class Picture:
 
 
 class LabelledPictures:
-    """Pictures with the label whether they are adversarial, as (uint8 (3,H,W), label)."""
+    """Pictures with the label whether they are adversarial, as (uint8 (3,H,W), label).
+
+    Args:
+        pictures: the pictures, in this order.
+    """
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
         self._images = loaded_pictures(pictures)
@@ -45,15 +61,29 @@ class LabelledPictures:
         return self._images[index], self.adversarial[index]
 
     def filter(self, predicate: Callable[[Picture], bool]) -> "LabelledPictures":
-        """Return the pictures that satisfy `predicate`."""
+        """Return the pictures that satisfy `predicate`.
+
+        Args:
+            predicate: from a picture to whether it stays.
+        """
         return LabelledPictures([picture for picture in self.pictures if predicate(picture)])
 
 
 def read_3ae(place: str, clean: str | None = None) -> list[Picture]:
-    """The examples of a 3AE data set (folder or Hub id) and the photographs they were made from.
+    """The examples of a 3AE data set and the photographs they were made from.
 
     The photographs are the second image column of the set; without one they are looked up in the
-    data set `clean` by parent_key. Raises InputError where fields or photographs are missing.
+    data set `clean` by parent_key.
+
+    Args:
+        place: folder or Hub id of the data set.
+        clean: folder or Hub id of the photographs; None where the set holds them.
+
+    Returns:
+        The pictures, each photograph once, in the split of its example.
+
+    Raises:
+        InputError: where fields, scores or photographs are missing.
     """
     data = open_dataset(place)
     lacking = [name for name in FIELDS if name not in data.rows[0].fields]
@@ -112,7 +142,17 @@ def _number(value: Any) -> float:
 
 
 def by_split(pictures: Sequence[Picture]) -> dict[str, LabelledPictures]:
-    """train, validation and test; InputError where one is missing."""
+    """Sort pictures into their splits.
+
+    Args:
+        pictures: the pictures, with some of each split.
+
+    Returns:
+        train, validation and test, each with its pictures in the same order.
+
+    Raises:
+        InputError: where a split has none.
+    """
     out = {}
     for split in SPLITS:
         members = [p for p in pictures if p.split == split]
