@@ -69,7 +69,18 @@ class AttackResult:
         return change if self.direction == "raise" else -change
 
     def top_filters(self, count: int = 2) -> list[tuple[str, ...]]:
-        """The filters that each example owes most to, by weight; ValueError without a plan."""
+        """The filters that each example owes most to, by weight.
+
+        Args:
+            count: Names per image, at least 1.
+
+        Returns:
+            N tuples of at most `count` names, in descending order of weight; a filter of strength 0
+            is not named.
+
+        Raises:
+            ValueError: Without a plan, that is unless the method is "da3".
+        """
         if self.weights is None or self.strengths is None:
             raise ValueError("method must be da3 for a plan of filters, got one without a plan")
         return top_filters(self.weights, self.strengths, count)
@@ -276,9 +287,16 @@ def train_attacker(
 
 
 def batch_limit(shape: tuple[int, ...], device: torch.device) -> int:
-    """How many images of a shape (3,H,W) to attack together: a fifth of the device's memory.
+    """How many images of a shape to attack together: a fifth of the device's memory.
 
     Of its whole memory, not of what is free: the same batches in each run, so the same pixels.
+
+    Args:
+        shape: (3,H,W) of one image.
+        device: Where the attack runs; for other than CUDA, the memory of the host counts.
+
+    Returns:
+        Images per batch, from 1 to `MAX_BATCH`.
     """
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory

@@ -19,7 +19,15 @@ class ImageStream(Protocol):
     def batches(
         self, seed: int | None, batch_size: int
     ) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
-        """Give indices (n,) and images of each batch; the seed decides the order, None: none."""
+        """Give each image once.
+
+        Args:
+            seed: Decides the order; None: the stream's own order, the same in each epoch.
+            batch_size: Images in a batch, at least 1; the last one may hold fewer.
+
+        Yields:
+            The indices (n,) of a batch and its images, uint8 (3, H, W) each.
+        """
 
 
 def read_batches(
@@ -53,6 +61,15 @@ def read_batches(
 def read_stacked(
     images: Tensor | ImageStream, batch_size: int, generator: torch.Generator | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give each image once, as `read_batches`, but the images (n, 3, H, W) as one tensor."""
+    """Give each image once, as `read_batches`, but the images of a batch as one tensor.
+
+    Args:
+        images: uint8, all of one size: a tensor (N, 3, H, W), or a stream.
+        batch_size: Images in a batch, at least 1; the last one may hold fewer.
+        generator: Draws the order; None: as the images are.
+
+    Yields:
+        The indices (n,) of a batch, and its images (n, 3, H, W).
+    """
     for indices, batch in read_batches(images, batch_size, generator):
         yield indices, torch.stack(list(batch))

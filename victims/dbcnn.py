@@ -64,7 +64,14 @@ class DBCNN(QualityModel):
         self.freeze()
 
     def quality(self, crops: Tensor) -> Tensor:
-        """Score crops (N,3,S,S): (N,), 0 to 1 from the low to the high end of the scale."""
+        """Score crops by the bilinear pooling of both networks' last maps.
+
+        Args:
+            crops: (N,3,S,S) in [0,1], S = input_size.
+
+        Returns:
+            (N,), 0 to 1 from the low to the high end of the scale, which it may leave.
+        """
         (semantic,) = self.maps(crops)
         images = (crops - self.mean) / self.std
         distortion = self.distortion(images.contiguous(memory_format=torch.channels_last))

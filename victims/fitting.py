@@ -48,7 +48,15 @@ class ScoredStream:
         return len(self.images)
 
     def batches(self, batch_size: int, generator: torch.Generator | None) -> Batches:
-        """Images uint8 (n, 3, H, W), mos and std (n,) of each batch."""
+        """Give each image once, with its opinions.
+
+        Args:
+            batch_size: Images in a batch, at least 1; the last one may hold fewer.
+            generator: Draws the order; None: that of the stream.
+
+        Yields:
+            Images uint8 (n, 3, H, W), mos and std (n,) of each batch.
+        """
         for indices, images in read_stacked(self.images, batch_size, generator):
             yield images, self.mos[indices], self.std[indices]
 
@@ -57,7 +65,20 @@ Scored = ScoredImages | ScoredStream
 
 
 class FullTask:
-    """Fine-tunes backbone and head on images."""
+    """Fine-tunes backbone and head on images.
+
+    Args:
+        model: Victim to train, in place.
+        train: Images with opinions to learn from.
+        validation: Images with opinions to choose the epoch by.
+        batch_size: Images per step, at least 1.
+        num_workers: Processes that read images; a `ScoredStream` has its own.
+        flip: Mirror each training image with probability 1/2.
+
+    Attributes:
+        crop: Least side of a random crop, as a share of the side, in (0, 1]; 1 does not crop.
+        freeze_batchnorm: Keep the running statistics of batch norms.
+    """
 
     crop = 1.0
     freeze_batchnorm = True
@@ -77,7 +98,15 @@ class FullTask:
         self.size = len(train)
 
     def parameters(self, lr: float, head_lr: float) -> list[dict[str, Any]]:
-        """Parameter groups of the optimiser, with their learning rates."""
+        """Unfreeze the model, and group its parameters for the optimiser.
+
+        Args:
+            lr: Learning rate of the backbone.
+            head_lr: Learning rate of the head.
+
+        Returns:
+            Two groups with their learning rates: backbone, head.
+        """
         self.model.requires_grad_(True)
         return [
             {"params": list(self.model.backbone.parameters()), "lr": lr},
@@ -91,7 +120,14 @@ class FullTask:
             freeze_batch_norm_stats(self.model)
 
     def batches(self, generator: torch.Generator) -> Batches:
-        """One epoch of (logits, mos, std), in the order that the generator draws."""
+        """One epoch, each training image once, in the order that the generator draws.
+
+        Args:
+            generator: Draws order, flips and crops.
+
+        Yields:
+            Logits (n,10) or (n,1) of the head, with gradient; mos and std (n,) of the opinions.
+        """
         device = self.model.device
         for images, mos, std in self.load(self.train, generator):
             images = _augment(images, self.flip, self.crop, generator)
@@ -113,7 +149,15 @@ class FullTask:
         """Nothing to put back."""
 
     def load(self, data: Any, generator: torch.Generator | None) -> Batches:
-        """Batches on the model's device; shuffled if a generator is given."""
+        """Batches of images with opinions, on the model's device.
+
+        Args:
+            data: `ScoredImages` or a `ScoredStream`.
+            generator: Draws the order; None: not shuffled.
+
+        Yields:
+            Images (n, 3, H, W) in [0, 1], mos and std (n,), all float32.
+        """
         device = self.model.device
         loader: Iterable[tuple[Tensor, Tensor, Tensor]]
         if isinstance(data, ScoredStream):
@@ -136,8 +180,17 @@ class HeadTask:
     """Trains the head on features of the frozen backbone, computed once.
 
     The head learns on standardised features, which condition the problem far better; `finish`
-    folds mean and deviation into its linear layer. one_deviation: divide all features by the same
-    number, which leaves a penalty on the weights what it is in ridge regression.
+    folds mean and deviation into its linear layer.
+
+    Args:
+        model: Victim whose head is trained, in place.
+        train: Images with opinions to learn from.
+        validation: Images with opinions to choose the epoch by.
+        batch_size: Features per step, at least 1.
+        num_workers: Processes that read images; a `ScoredStream` has its own.
+        flip: Compute features of the mirror images too; each step draws one of both.
+        one_deviation: Divide all features by the same number, which leaves a penalty on the
+            weights what it is in ridge regression.
     """
 
     def __init__(
@@ -168,7 +221,15 @@ class HeadTask:
             linear.weight.mul_(self.deviation)
 
     def parameters(self, lr: float, head_lr: float) -> list[dict[str, Any]]:
-        """Parameter groups of the optimiser, with their learning rates."""
+        """Unfreeze the head, and group its parameters for the optimiser.
+
+        Args:
+            lr: Not used, the backbone is frozen.
+            head_lr: Learning rate of the head.
+
+        Returns:
+            One group with its learning rate: the head.
+        """
         self.model.head.requires_grad_(True)
         return [{"params": list(self.model.head.parameters()), "lr": head_lr}]
 
@@ -177,7 +238,14 @@ class HeadTask:
         self.model.head.train()
 
     def batches(self, generator: torch.Generator) -> Batches:
-        """One epoch of (logits, mos, std), in the order that the generator draws."""
+        """One epoch, each training image once, in the order that the generator draws.
+
+        Args:
+            generator: Draws order and flips.
+
+        Yields:
+            Logits (n,10) or (n,1) of the head, with gradient; mos and std (n,) of the opinions.
+        """
         for part in torch.randperm(self.size, generator=generator).split(self.batch_size):
             view = torch.randint(len(self.views), (len(part),), generator=generator)
             part, view = part.to(self.mos.device), view.to(self.mos.device)

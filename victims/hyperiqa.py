@@ -80,7 +80,14 @@ class HyperIQA(QualityModel):
         self.freeze()
 
     def quality(self, crops: Tensor) -> Tensor:
-        """Score crops (N,3,S,S): (N,), 0 to 1 from the low to the high end of the scale."""
+        """Score crops, each with the layers that are generated for it.
+
+        Args:
+            crops: (N,3,S,S) in [0,1], S = input_size.
+
+        Returns:
+            (N,), 0 to 1 from the low to the high end of the scale, which it may leave.
+        """
         *early, last = self.maps(crops)
         content = self.content(last.mean(dim=(2, 3)))
         local = [module(stage) for module, stage in zip(self.local, early, strict=True)]

@@ -21,7 +21,11 @@ class Stateful(Protocol):
         """Return everything that later steps depend on."""
 
     def load_state_dict(self, state_dict: State, /) -> object:
-        """Go on from a state that `state_dict` returned."""
+        """Go on from a state.
+
+        Args:
+            state_dict: What `state_dict` returned.
+        """
 
 
 class Hooks(TypedDict, total=False):
@@ -111,7 +115,15 @@ def fit(
 
 
 def best_epoch(history: Sequence[Row], metric: str) -> int:
-    """Epoch of the highest value of a metric, the first of equal ones; NaN is below all."""
+    """Epoch of the highest value of a metric, the first of equal ones; NaN is below all.
+
+    Args:
+        history: Rows that `fit` returned, at least one.
+        metric: Key of the metric in each row.
+
+    Returns:
+        Number of the epoch; 0 is the untrained model.
+    """
     row = max(history, key=lambda row: -math.inf if math.isnan(row[metric]) else row[metric])
     return int(row["epoch"])
 
@@ -180,7 +192,11 @@ class RandomState:
         return states
 
     def load_state_dict(self, state_dict: State, /) -> None:
-        """Put the generators back into these states."""
+        """Put the generators back into these states.
+
+        Args:
+            state_dict: What `state_dict` returned.
+        """
         self.generator.set_state(state_dict["generator"])
         if "cpu" in state_dict:
             torch.set_rng_state(state_dict["cpu"])

@@ -73,7 +73,14 @@ class Nima(TorchVictim):
         self.freeze()
 
     def score(self, images: Tensor) -> Tensor:
-        """Score a checked batch (N,3,H,W): (N,)."""
+        """Score a checked batch.
+
+        Args:
+            images: RGB (N,3,H,W) in [0,1], in the dtype of the victim.
+
+        Returns:
+            (N,) on the scale.
+        """
         return self.head.scores(self.head(self.features(images)))
 
     def features(self, images: Tensor) -> Tensor:

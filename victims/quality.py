@@ -104,7 +104,14 @@ class QualityModel(TorchVictim):
         raise NotImplementedError
 
     def score(self, images: Tensor) -> Tensor:
-        """Score a checked batch (N,3,H,W): (N,)."""
+        """Score a checked batch: the mean over the crops of each image.
+
+        Args:
+            images: RGB (N,3,H,W) in [0,1], in the dtype of the victim.
+
+        Returns:
+            (N,) on the scale, which it may leave.
+        """
         images = enlarge(images, self.input_size)
         corners = five_crop_corners(images.shape[2:], self.input_size).tolist()
         size = self.input_size

@@ -126,12 +126,29 @@ def load_victim(
 
 
 def state_sha256(model: nn.Module) -> str:
-    """SHA-256 (hex) over the weights of a model in memory."""
+    """SHA-256 over the weights of a model in memory.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        The digest of its state as a safetensors file, 64 hexadecimal digits.
+    """
     return hashlib.sha256(save(stored_state(model))).hexdigest()
 
 
 def victim_sha256(folder: Path | str) -> str:
-    """SHA-256 (hex) over the config and the weights of a saved victim."""
+    """SHA-256 over the config and the weights of a saved victim.
+
+    Args:
+        folder: What `save_victim` wrote.
+
+    Returns:
+        The digest, 64 hexadecimal digits.
+
+    Raises:
+        ValueError: If a file is missing.
+    """
     digest = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
         digest.update(hashlib.sha256(_file(Path(folder), name).read_bytes()).digest())

@@ -24,7 +24,20 @@ CONSISTENCY, RANKING = 0.5, 0.05  # weights of TReS's losses beside L1
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a schedule. drop_every: epochs after which rates fall to a tenth (0: never)."""
+    """A part of a schedule.
+
+    Args:
+        epochs: Number of epochs, at least 0.
+        lr: Learning rate of the backbone, above 0.
+        head_lr: Learning rate of all other parameters, above 0.
+        optimizer: "adam", or "sgd" with momentum 0.9.
+        backbone: Train the backbone too, but for the stages that the model freezes.
+        drop_every: Epochs after which the learning rates fall to a tenth; 0: never.
+        weight_decay: L2 penalty of the optimizer.
+
+    Raises:
+        ValueError: For an argument out of range.
+    """
 
     epochs: int
     lr: float
@@ -45,7 +58,14 @@ class Phase:
             raise ValueError(f"optimizer must be adam or sgd, got {self.optimizer!r}")
 
     def decay(self, turn: int) -> float:
-        """Factor on the learning rates in epoch 0, 1, ... of the phase."""
+        """Factor on the learning rates in an epoch of the phase.
+
+        Args:
+            turn: Epoch within the phase: 0, 1, ...
+
+        Returns:
+            In (0, 1].
+        """
         return 0.1 ** (turn // self.drop_every) if self.drop_every else 1.0
 
 
@@ -61,17 +81,50 @@ SCHEDULES = {
 
 
 def l1_loss(model: QualityModel, crops: Tensor, wanted: Tensor) -> Tensor:
-    """Mean absolute error in % of the scale. wanted: (N,) labels as quality."""
+    """Mean absolute error of the quality.
+
+    Args:
+        model: Quality model that scores the crops.
+        crops: (N,3,S,S) in [0,1].
+        wanted: (N,) labels as quality: 0 to 1 from the low to the high end of the scale, or beyond.
+
+    Returns:
+        (), in % of the scale.
+    """
     return 100 * (model.quality(crops) - wanted).abs().mean()
 
 
 def mse_loss(model: QualityModel, crops: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared error in squared % of the scale."""
+    """Mean squared error of the quality.
+
+    Args:
+        model: Quality model that scores the crops.
+        crops: (N,3,S,S) in [0,1].
+        wanted: (N,) labels as quality: 0 to 1 from the low to the high end of the scale, or beyond.
+
+    Returns:
+        (), in squared % of the scale.
+    """
     return (100 * (model.quality(crops) - wanted)).square().mean()
 
 
 def tres_loss(model: QualityModel, crops: Tensor, wanted: Tensor) -> Tensor:
-    """L1 on the crops and their mirror images, their consistency, and relative ranking."""
+    """L1 on the crops and their mirror images, their consistency, and relative ranking.
+
+    L1 + CONSISTENCY * consistency + RANKING * ranking: the L1 error is the mean over both views,
+    the consistency the mean absolute difference between them, the ranking `ranking_loss` of the
+    crops as they are.
+    Source: Golestaneh et al., No-Reference Image Quality Assessment via Transformers, Relative
+    Ranking, and Self-Consistency, 2022.
+
+    Args:
+        model: Quality model that scores the crops.
+        crops: (N,3,S,S) in [0,1].
+        wanted: (N,) labels as quality: 0 to 1 from the low to the high end of the scale, or beyond.
+
+    Returns:
+        (), in % of the scale.
+    """
     both = model.quality(torch.cat([crops, crops.flip(3)]))
     ahead, mirrored = both.chunk(2)
     error = ((ahead - wanted).abs().mean() + (mirrored - wanted).abs().mean()) / 2
@@ -83,6 +136,14 @@ def ranking_loss(quality: Tensor, wanted: Tensor) -> Tensor:
     """Relative ranking: the best is nearer to the second best than to the worst, and mirrored.
 
     The margins are the differences of the labels, so that scores equal to them lose nothing.
+    Source: as `tres_loss`.
+
+    Args:
+        quality: (N,) predicted, as shares of the scale.
+        wanted: (N,) labels in the same unit, which decide what is best and worst.
+
+    Returns:
+        (), at least 0, as a share of the scale: the sum of both triplet losses; 0 for N < 3.
     """
     if len(wanted) < 3:
         return quality.sum() * 0
@@ -216,7 +277,15 @@ def _start_epoch(model: QualityModel, phase: Phase) -> None:
 
 
 def mean_scores(model: QualityModel, images: Sequence[Tensor]) -> Tensor:
-    """Mean score (n,) of each uint8 image over its four corner crops and the central one."""
+    """Mean score of each image over its four corner crops and the central one.
+
+    Args:
+        model: Quality model, in evaluation mode.
+        images: n images uint8 (3, H, W) of any sizes, at least one.
+
+    Returns:
+        (n,) on the CPU, on the scale of the model.
+    """
     scores = []
     for i in range(len(images)):
         image = enlarge(images[i].to(model.device).float()[None] / 255, model.input_size)
@@ -247,7 +316,18 @@ def _check(
 
 
 def phases_of(kind: str, settings: Sequence[dict[str, object]] | None) -> tuple[Phase, ...]:
-    """The schedule of a kind of victim, or the one that a list of settings describes."""
+    """The schedule of a kind of victim, or the one that a list of settings describes.
+
+    Args:
+        kind: A key of SCHEDULES; not looked at where there are settings.
+        settings: Arguments of each `Phase`; None: those of SCHEDULES.
+
+    Returns:
+        The phases, one after the other.
+
+    Raises:
+        ValueError: For another kind, or for settings that a `Phase` does not take.
+    """
     if settings is None:
         if kind not in SCHEDULES:
             raise ValueError(f"victim must be one of {', '.join(SCHEDULES)}, got {kind!r}")

@@ -46,7 +46,14 @@ class LinearVictim(TorchVictim):
         self.freeze()
 
     def score(self, images: Tensor) -> Tensor:
-        """Score a checked batch (N,3,H,W): (N,)."""
+        """Score a checked batch.
+
+        Args:
+            images: RGB (N,3,H,W) in [0,1], in the dtype of the victim.
+
+        Returns:
+            (N,) on the scale.
+        """
         low, high = self.w.clamp(max=0).sum(), self.w.clamp(min=0).sum()
         mean = images.mean(dim=(2, 3)) @ self.w
         return self.scale.low + self.scale.range * (mean - low) / (high - low)
@@ -98,7 +105,14 @@ class BrightnessVictim(TorchVictim):
         self.freeze()
 
     def score(self, images: Tensor) -> Tensor:
-        """Score a checked batch (N,3,H,W): (N,)."""
+        """Score a checked batch.
+
+        Args:
+            images: RGB (N,3,H,W) in [0,1], in the dtype of the victim.
+
+        Returns:
+            (N,) on the scale.
+        """
         return self._of_luma(images.mean(dim=(2, 3)) @ self.w)
 
     def config(self) -> dict[str, Any]:

@@ -25,10 +25,13 @@ SOLVERS = ("adamw", "lbfgs")
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The chosen epoch (0: the weights as they came) and one row of numbers for each epoch.
+    """The chosen epoch, and one row of numbers for each epoch.
 
-    A row has epoch, loss (mean over the training images), lr or penalty (both from epoch 1 on), and
-    srocc, lcc, rmse and accuracy on the validation split.
+    Args:
+        best_epoch: The chosen epoch; 0: the weights as they came.
+        history: Rows by epoch, epoch 0 first: epoch, loss (mean over the training images), lr or
+            penalty (both from epoch 1 on), and srocc, lcc, rmse and accuracy on the validation
+            split.
     """
 
     best_epoch: int
@@ -142,7 +145,21 @@ def _validate(task: HeadTask | FullTask, epoch: int) -> Row:
 
 
 def training_loss(model: Nima, logits: Tensor, mos: Tensor, std: Tensor, loss: str) -> Tensor:
-    """Compute the loss of logits (N, .) against opinions (N,), as a mean over the batch: ()."""
+    """Compute the loss of logits against opinions, as a mean over the batch.
+
+    Args:
+        model: Victim with the head and the scale.
+        logits: (N,10) of a D10 head, (N,1) of a scalar one.
+        mos: Mean opinions (N,) on the scale.
+        std: Their standard deviations (N,), for "emd" only.
+        loss: "emd" (`heads.emd_loss`, D10 heads only), or "l1" or "mse" between scores and mos.
+
+    Returns:
+        (); for "l1" a share of the scale, for "mse" a squared one.
+
+    Raises:
+        ValueError: With "emd", if a mos is off the scale or a std is negative or NaN.
+    """
     if loss == "emd":
         return emd_loss(logits.softmax(dim=1), d10_targets(mos, std, model.scale))
     distance = (model.head.scores(logits) - mos) / model.scale.range
@@ -159,7 +176,16 @@ class Solver(Protocol):
 
 
 class Descent:
-    """AdamW, with a cosine schedule over all epochs."""
+    """AdamW, with a cosine schedule over all epochs.
+
+    Args:
+        task: What is trained, and on what.
+        loss: One of LOSSES.
+        epochs: Number of epochs; the learning rates reach 0 after the last.
+        rates: Learning rates of the backbone and of the head.
+        weight_decay: Of AdamW.
+        seed: Seed of order and augmentation.
+    """
 
     def __init__(
         self,
@@ -197,6 +223,11 @@ class RegularizationPath:
 
     An epoch is one call of LBFGS, which evaluates the loss as often as its line search needs:
     nothing that `victims.loop.take_steps` could do.
+
+    Args:
+        task: Head to train, with its features.
+        loss: One of LOSSES.
+        weight_decay: Penalty on the squared weights in epoch 1, half as large in each one after.
     """
 
     def __init__(self, task: HeadTask, loss: str, weight_decay: float) -> None:

@@ -64,7 +64,14 @@ class TReS(QualityModel):
         self.freeze()
 
     def quality(self, crops: Tensor) -> Tensor:
-        """Score crops (N,3,S,S): (N,), 0 to 1 from the low to the high end of the scale."""
+        """Score crops from the encoded tokens and the pooled last map.
+
+        Args:
+            crops: (N,3,S,S) in [0,1], S = input_size.
+
+        Returns:
+            (N,), 0 to 1 from the low to the high end of the scale, which it may leave.
+        """
         maps = self.maps(crops)
         # Root mean square within a cell, then unit length over the channels.
         pooled = [

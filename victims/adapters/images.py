@@ -55,7 +55,17 @@ class ReadImages:
         return len(self.tensors)
 
     def restore(self, images: Sequence[Tensor]) -> Any:
-        """Images uint8 (3,H,W), one for each that was read, in the form in which those came."""
+        """Give images the form in which those that were read came: library, layout, dtype, device.
+
+        Args:
+            images: uint8 (3,H,W), one for each that was read, in their order.
+
+        Returns:
+            One image, a batch or a list, as was read; floating point values in [0,1].
+
+        Raises:
+            ValueError: For another number of images.
+        """
         restored = [kind.restore(image) for kind, image in zip(self._kinds, images, strict=True)]
         if self._form == "one":
             return restored[0]

@@ -18,7 +18,18 @@ PROBE_SIZE = 224
 
 
 class CallableVictim:
-    """A torch module or a function behind the victim contract: see `as_victim`."""
+    """A torch module or a function behind the victim contract: see `as_victim`.
+
+    Args:
+        function: Torch module or function, called with what `takes` says.
+        scale: Of the scores; None where it is not known, `scale` then raises.
+        name: Short name for tables and messages.
+        takes: "torch", "numpy" or "pil", see `as_victim`; the latter two have no gradient.
+        lower_is_better: Return `low + high - score`; needs a scale.
+        input_size: Side in pixels to which images are squashed; None leaves them as they are.
+        max_batch: Most images in one call of the function; None is without limit.
+        differentiable: Whether gradients flow from the scores to the images; not with pictures.
+    """
 
     def __init__(
         self,
@@ -93,7 +104,19 @@ class CallableVictim:
 
 
 def check_scores(scores: Any, count: int, name: str) -> Tensor:
-    """Raise ValueError unless scores are a floating point tensor (count,)."""
+    """Check that scores are a floating point tensor, one per image.
+
+    Args:
+        scores: What the model returned.
+        count: Number N of images scored.
+        name: Name of the model, for the message.
+
+    Returns:
+        The scores (N,), unchanged.
+
+    Raises:
+        ValueError: For another type or shape.
+    """
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         got = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"{name} must return a floating point tensor of scores, got {got}")
@@ -187,12 +210,27 @@ def as_victim(
 
 
 def is_victim(model: object) -> TypeIs[Victim]:
-    """Whether a model satisfies the victim contract, as far as its attributes show."""
+    """Whether a model satisfies the victim contract, as far as its attributes show.
+
+    Args:
+        model: Anything.
+
+    Returns:
+        True for a `CallableVictim`, and for what has the attributes of `Victim`.
+    """
     return isinstance(model, (CallableVictim, Victim))
 
 
 def device_of(model: object) -> torch.device:
-    """Where a model computes: its `device`, else where its first parameter or buffer is, or CPU."""
+    """Where a model computes.
+
+    Args:
+        model: Anything.
+
+    Returns:
+        Its `device` if that is a torch.device, else that of a module's first parameter or
+        buffer, else the CPU.
+    """
     device = getattr(model, "device", None)
     if isinstance(device, torch.device):
         return device
@@ -206,7 +244,10 @@ def device_of(model: object) -> torch.device:
 def frozen(model: object) -> Iterator[None]:
     """Hold a module in eval mode with frozen parameters; mode and flags come back afterwards.
 
-    Gradients of parameters are not touched. Anything but a torch module is left alone.
+    Gradients of parameters are not touched.
+
+    Args:
+        model: A torch module; anything else is left alone.
     """
     if not isinstance(model, nn.Module):
         yield

@@ -58,7 +58,14 @@ def probe(
 
 
 def probe_images(size: tuple[int, int]) -> Tensor:
-    """Smooth colours with a little noise, the same at each call: (3,3,H,W) in [0,1]."""
+    """Smooth colours with a little noise, the same at each call.
+
+    Args:
+        size: Height and width in pixels.
+
+    Returns:
+        RGB (3,3,H,W) in [0.1,0.9], on the CPU.
+    """
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(PROBES, 3, 4, 4, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size, mode="bilinear")
