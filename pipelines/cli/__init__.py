@@ -3,7 +3,8 @@
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +20,6 @@ app = typer.Typer(
         "`dvc repro` runs the stages below in order; each also runs alone."
     ),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -33,6 +33,24 @@ app.add_typer(operations.app)
 app.add_typer(poisoning.trigger_app, name="trigger", rich_help_panel=TOOLS)
 
 INTERRUPTED = 130
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"veneer {version('veneer')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def _print_error(error: BaseException, code: int) -> int:

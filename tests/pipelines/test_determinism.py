@@ -102,9 +102,9 @@ def test_killed_attack_goes_on_where_it_was(project, tmp_path):
     work = killed.layout.work / "attack-train"
     kill_when(arguments, killed, lambda: bool([*work.rglob("checkpoint.pt")]))
     assert not list(work.rglob("config.json"))  # killed in training
-    told = kill_when(arguments, killed, lambda: len(finished_shards(killed, "attack")) >= 2)
-    assert "epoch 3/3" in told
-    assert "epoch 0/3" not in told  # went on from its checkpoint
+    stderr = kill_when(arguments, killed, lambda: len(finished_shards(killed, "attack")) >= 2)
+    assert "epoch 3/3" in stderr
+    assert "epoch 0/3" not in stderr  # went on from its checkpoint
     shards = finished_shards(killed, "attack")
     assert 2 <= len(shards) < len(whole) == 5
     before = stamps(shards)

@@ -255,9 +255,9 @@ def test_addresses_are_checked_before_anything_is_sent(tmp_path, monkeypatch, te
     path = tmp_path / "urls.csv"
     path.write_text(text)
     params = load_params(Path(__file__).parents[3] / "params.yaml")
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as error:
         push_campaign(params, Layout(tmp_path), urls=path)
-    assert str(told.value) == reason
+    assert str(error.value) == reason
 
 
 # A server that answers wrongly. The real one is in test_annotation.py.
@@ -297,9 +297,9 @@ def answering():
 @pytest.mark.parametrize("base", ["https://labels.example", "https://labels.example/studio"])
 def test_redirect_names_the_address_to_use(answering, token, base):
     answering.status, answering.location = 301, f"{base}PATH"
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as error:
         list(LabelStudio(answering.url, token).projects())
-    assert str(told.value) == (
+    assert str(error.value) == (
         "LABEL_STUDIO_URL must be the address where the server answers, got "
         f"{answering.url}, which redirects to {base}: use that"
     )
@@ -326,6 +326,6 @@ def test_a_page_that_is_no_json(answering, body):
 )
 def test_only_a_refused_token_is_called_wrong(answering, status, body, kind, reason):
     answering.status, answering.body = status, body
-    with pytest.raises(kind, match=reason) as told:
+    with pytest.raises(kind, match=reason) as error:
         list(LabelStudio(answering.url, PERSONAL).projects())
-    assert PERSONAL not in str(told.value)
+    assert PERSONAL not in str(error.value)

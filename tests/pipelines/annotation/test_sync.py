@@ -121,15 +121,15 @@ def test_campaign_from_push_to_opinion_scores(running, server, people, plan, tmp
         expected[pair.key] = sum(kept) / len(kept)
 
     file = tmp_path / "3ae.parquet"
-    told = pull(server, plan.name, file)
-    assert (told["votes"], told["new"], told["valid"]) == (120, 120, 118)
-    assert told["invalid"] == {
+    summary = pull(server, plan.name, file)
+    assert (summary["votes"], summary["new"], summary["valid"]) == (120, 120, 118)
+    assert summary["invalid"] == {
         "score 4.2 is no multiple of 0.5": 1,
         "score 55 is not in [0, 10]": 1,
     }
     before = file.read_bytes()
-    told = pull(server, plan.name, file)
-    assert (told["votes"], told["new"], told["changed"]) == (120, 0, False)
+    summary = pull(server, plan.name, file)
+    assert (summary["votes"], summary["new"], summary["changed"]) == (120, 0, False)
     assert file.read_bytes() == before
 
     rows = valid(read_votes(file).to_pylist())
@@ -184,10 +184,10 @@ def test_push_killed_half_way_and_repeated(running, server, plan):
     process.wait()
     there = len(names_on(server, project["id"]))
     assert 0 < there < 40, "killed too early or too late"
-    told = push(server, plan, plan_tasks(PAIRS, plan), image, Inline())
-    assert told["project"] == project["id"]
-    assert told["added"] > 0
-    assert Counter(names_on(server, told["project"])) == Counter(p.key for p in PAIRS)
+    summary = push(server, plan, plan_tasks(PAIRS, plan), image, Inline())
+    assert summary["project"] == project["id"]
+    assert summary["added"] > 0
+    assert Counter(names_on(server, summary["project"])) == Counter(p.key for p in PAIRS)
 
 
 def test_tasks_that_are_there_twice_become_one_and_keep_their_votes(running, server, people, plan):
@@ -197,8 +197,8 @@ def test_tasks_that_are_there_twice_become_one_and_keep_their_votes(running, ser
     every = list(server.tasks(project, ("id", "meta"), votes=False))
     voted = every[4]  # one of the later copies
     vote(running, people[0][0], voted["id"])
-    told = push(server, plan, tasks, image, Inline())
-    assert (told["added"], told["duplicates_removed"]) == (0, 3)
+    summary = push(server, plan, tasks, image, Inline())
+    assert (summary["added"], summary["duplicates_removed"]) == (0, 3)
     numbers = numbers_on(server, project)
     assert len(numbers) == 3
     assert numbers[voted["meta"]["veneer"]["task"]] == voted["id"]
@@ -220,8 +220,8 @@ def test_invalid_votes_are_listed_with_their_reasons(running, server, people, pl
     vote(running, token, numbers[8], score=2)
     vote(running, token, numbers[8], score=3)
     file = tmp_path / "votes.parquet"
-    told = pull(server, plan.name, file)
-    assert told["invalid"] == {
+    summary = pull(server, plan.name, file)
+    assert summary["invalid"] == {
         "score -1 is not in [0, 10]": 1,
         "no score": 1,
         "no verdict": 1,
@@ -252,9 +252,9 @@ def test_pull_follows_what_changed(running, server, people, plan, tmp_path, monk
     running.call("DELETE", f"/api/annotations/{made[1]['id']}/")
     running.call("DELETE", f"/api/drafts/{draft['id']}/")
     vote(running, people[1][0], numbers[3], score=4)
-    told = pull(server, plan.name, file)
-    assert (told["votes"], told["new"], told["changed"]) == (6, 1, True)
-    assert told["tasks_read"] <= 4  # three that changed, and the last that was seen
+    summary = pull(server, plan.name, file)
+    assert (summary["votes"], summary["new"], summary["changed"]) == (6, 1, True)
+    assert summary["tasks_read"] <= 4  # three that changed, and the last that was seen
     found = {row["annotation_id"]: row["score"] for row in read_votes(file).to_pylist()}
     assert found[made[0]["id"]] == 9
     assert made[1]["id"] not in found
@@ -271,8 +271,9 @@ def test_only_what_changed_is_read(running, server, people, plan, tmp_path, monk
     file = tmp_path / "votes.parquet"
     assert pull(server, plan.name, file)["tasks_read"] == 6
     vote(running, people[0][0], numbers[3])
-    told = pull(server, plan.name, file)
-    assert (told["tasks_read"], told["new"], told["votes"]) == (2, 1, 2)  # last seen, and new
+    summary = pull(server, plan.name, file)
+    # Read: the last one seen, and the new one.
+    assert (summary["tasks_read"], summary["new"], summary["votes"]) == (2, 1, 2)
 
 
 def test_tasks_of_others_are_left_alone(running, server, people, plan, tmp_path):
@@ -333,8 +334,8 @@ def test_addresses_that_expired_are_renewed(running, server, people, plan, tmp_p
     numbers = numbers_on(server, project)
     vote(running, people[0][0], numbers[PAIRS[0].key])
     before = {t["id"]: t for t in server.tasks(project, ("id", "data", "meta"), votes=False)}
-    told = push(server, plan, tasks, image, Links(None, new))
-    assert (told["urls_updated"], told["added"]) == (len(tasks), 0)
+    summary = push(server, plan, tasks, image, Links(None, new))
+    assert (summary["urls_updated"], summary["added"]) == (len(tasks), 0)
     for task in server.tasks(project, ("id", "data", "meta"), votes=False):
         was = before[task["id"]]
         expected = {k: v.replace("?at=1", "?at=2") for k, v in was["data"].items()}
@@ -360,9 +361,9 @@ class Late(LabelStudio):
 
 def test_tasks_of_a_request_that_arrives_late_do_not_stay_twice(running, plan):
     late = Late(running.url, label_studio_server.TOKEN)
-    told = push(late, plan, plan_tasks(PAIRS[:3], plan), image, Inline())
-    assert (told["added"], told["duplicates_removed"]) == (3, 3)
-    assert len(names_on(late, told["project"])) == 3
+    summary = push(late, plan, plan_tasks(PAIRS[:3], plan), image, Inline())
+    assert (summary["added"], summary["duplicates_removed"]) == (3, 3)
+    assert len(names_on(late, summary["project"])) == 3
 
 
 def test_votes_of_a_deleted_user(running, server, people, plan, tmp_path):
@@ -372,8 +373,8 @@ def test_votes_of_a_deleted_user(running, server, people, plan, tmp_path):
         command = "update task_completion set completed_by_id = null where id = ?"
         database.execute(command, [made[0]["id"]])
         database.commit()
-    told = pull(server, plan.name, tmp_path / "v.parquet")
-    assert (told["valid"], told["invalid"]) == (1, {"unknown annotator": 1})
+    summary = pull(server, plan.name, tmp_path / "v.parquet")
+    assert (summary["valid"], summary["invalid"]) == (1, {"unknown annotator": 1})
     shown = status(server, plan.name)
     assert (shown["votes"], shown["invalid"], shown["finished"]) == (2, 1, 0)
     assert shown["annotators"]["unknown"]["votes"] == 1
@@ -404,8 +405,8 @@ def test_a_server_that_moved_is_the_same_server(running, server, people, plan, t
     pull(server, plan.name, file)
     vote(running, people[0][0], two)
     moved = LabelStudio(running.url.replace("127.0.0.1", "localhost"), label_studio_server.TOKEN)
-    told = pull(moved, plan.name, file)
-    assert (told["votes"], told["new"]) == (2, 1)
+    summary = pull(moved, plan.name, file)
+    assert (summary["votes"], summary["new"]) == (2, 1)
     assert all(row["server"].startswith(moved.url) for row in read_votes(file).to_pylist())
 
 
@@ -414,16 +415,16 @@ def test_a_server_that_moved_is_the_same_server(running, server, people, plan, t
 
 def test_dead_server(plan):
     dead = LabelStudio("http://127.0.0.1:9", "x" * 40)
-    with pytest.raises(StageError, match="does not answer") as told:
+    with pytest.raises(StageError, match="does not answer") as error:
         push(dead, plan, plan_tasks(PAIRS, plan), image, Inline())
-    assert "x" * 40 not in str(told.value)
+    assert "x" * 40 not in str(error.value)
 
 
 @pytest.mark.parametrize("token", ["f" * 40, "aaa.bbb.ccc"])
 def test_wrong_token(running, plan, token):
-    with pytest.raises(InputError, match="LABEL_STUDIO_API_KEY must be a valid token") as told:
+    with pytest.raises(InputError, match="LABEL_STUDIO_API_KEY must be a valid token") as error:
         status(LabelStudio(running.url, token), plan.name)
-    assert token not in str(told.value)
+    assert token not in str(error.value)
 
 
 def with_signature(token: str, signature: str) -> str:
@@ -433,12 +434,12 @@ def with_signature(token: str, signature: str) -> str:
 def test_personal_access_token(running, personal, plan):
     assert personal.count(".") == 2
     server = LabelStudio(running.url, personal)
-    told = push(server, plan, plan_tasks(PAIRS[:2], plan), image, Inline())
+    summary = push(server, plan, plan_tasks(PAIRS[:2], plan), image, Inline())
     # An access token that expired by the server's clock and not by ours.
     server._client._client_wrapper._tokens_client._access_token = with_signature(
         server._client._client_wrapper._tokens_client._access_token, "expired"
     )
-    assert status(server, plan.name)["project"] == told["project"]
+    assert status(server, plan.name)["project"] == summary["project"]
     assert personal not in repr(server)
 
 
@@ -514,8 +515,8 @@ def test_command_line(running, project, tmp_path, monkeypatch, capsys):
     assert "LABEL_STUDIO_API_KEY must be an access token" in capsys.readouterr().err
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio_server.TOKEN)
     assert veneer("annotate", "push", *places, "--json") == 0
-    told = capsys.readouterr()
-    pushed = json.loads(told.out)
+    printed = capsys.readouterr()
+    pushed = json.loads(printed.out)
     assert pushed["added"] == pushed["tasks"] > 0
     assert veneer("annotate", "push", *places) == 0
     assert "0 added" in capsys.readouterr().out
@@ -589,10 +590,10 @@ def test_command_line_with_pictures_elsewhere(
         known = {key: f"https://p.example/{key}?at={day}" for key in pictures}
         rows = "".join(f"{key},{url}\n" for key, url in known.items())
         urls.write_text(f"key,url\n{rows}")
-        told = pushed("--urls", str(urls))
-        new, every = day == "1", told["tasks"]
-        assert (told["added"], told["urls_updated"]) == ((every, 0) if new else (0, every))
-        assert shown(told["project"]) == set(known.values())
+        summary = pushed("--urls", str(urls))
+        new, every = day == "1", summary["tasks"]
+        assert (summary["added"], summary["urls_updated"]) == ((every, 0) if new else (0, every))
+        assert shown(summary["project"]) == set(known.values())
 
     own.params(**about, campaign__name="On disk", campaign__images="local")
     monkeypatch.delenv("LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT", raising=False)

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -30,10 +31,10 @@ def veneer(project: tiny.Project, *arguments: str) -> int:
 
 def complaint(capsys) -> str:
     """The one line on stderr; nothing on stdout."""
-    told = capsys.readouterr()
-    assert told.out == ""
-    lines = told.err.splitlines()
-    assert len(lines) == 1, told.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    assert len(lines) == 1, printed.err
     assert lines[0].startswith("veneer: ")
     return lines[0]
 
@@ -48,12 +49,17 @@ def fresh(tmp_path) -> tiny.Project:
 
 
 def test_help_lists_the_stages_in_order():
-    told = subprocess.run([VENEER, "--help"], capture_output=True, text=True, check=True)
-    places = [re.search(rf"^\W+{stage}\s", told.stdout, re.MULTILINE) for stage in STAGES]
+    done = subprocess.run([VENEER, "--help"], capture_output=True, text=True, check=True)
+    places = [re.search(rf"^\W+{stage}\s", done.stdout, re.MULTILINE) for stage in STAGES]
     starts = [place.start() for place in places if place]
     assert len(starts) == len(STAGES)
     assert starts == sorted(starts)
-    assert told.stderr == ""
+    assert done.stderr == ""
+
+
+def test_version():
+    done = subprocess.run([VENEER, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"veneer {version('veneer')}\n"
 
 
 def test_help_needs_no_torch():
@@ -75,9 +81,9 @@ def test_json_of_a_process(project, tmp_path):
     other = project.copy(tmp_path / "p")
     places = ["--params", str(other.file), "--root", str(other.root)]
     command = [VENEER, "evaluate", "--json", *places]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stderr
-    report = json.loads(told.stdout)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
     assert report == json.loads((other.layout.reports / "robustness.json").read_text())
 
 
@@ -121,9 +127,9 @@ def test_a_null_correlation_is_printed(project, tmp_path, capsys):
 )
 def test_bad_usage_exits_2(fresh, capsys, arguments):
     assert veneer(fresh, *arguments) == 2
-    told = capsys.readouterr()
-    assert "Error" in told.err
-    assert "Traceback" not in told.err
+    printed = capsys.readouterr()
+    assert "Error" in printed.err
+    assert "Traceback" not in printed.err
 
 
 @pytest.mark.parametrize(
@@ -206,9 +212,9 @@ def test_livec_with_missing_photographs(fresh, capsys):
     source = {"name": "livec", "options": {"root": str(root)}}
     fresh.params(source=source)
     assert veneer(fresh, "import") == 2
-    told = complaint(capsys)
-    assert "root must hold every photograph under Images/ (or set allow_missing)" in told
-    assert f"missing in {root}: 2 (" in told
+    sentence = complaint(capsys)
+    assert "root must hold every photograph under Images/ (or set allow_missing)" in sentence
+    assert f"missing in {root}: 2 (" in sentence
     source["options"]["allow_missing"] = True
     fresh.params(source=source, import__splits={"train": 0.4, "validation": 0.3, "test": 0.3})
     assert veneer(fresh, "import") == 0
@@ -246,9 +252,9 @@ def test_folder_that_cannot_be_written(project, tmp_path, capsys, arguments, pla
     (other.root / place).rename(tmp_path / "elsewhere")
     (other.root / place).write_text("a file in its place")
     assert veneer(other, *arguments) == 2
-    told = complaint(capsys)
-    assert "can be written" in told
-    assert str(other.root) in told
+    sentence = complaint(capsys)
+    assert "can be written" in sentence
+    assert str(other.root) in sentence
 
 
 @pytest.mark.parametrize(
@@ -266,8 +272,8 @@ def test_damaged_files_are_named(project, tmp_path, capsys, arguments, place):
     path = other.root / place
     path.write_bytes(path.read_bytes()[:100])
     assert veneer(other, *arguments) == 2
-    told = complaint(capsys)
-    assert str(path.parent) in told
+    sentence = complaint(capsys)
+    assert str(path.parent) in sentence
 
 
 # Failures: exit 1
@@ -311,10 +317,10 @@ def test_full_disk_keeps_what_is_finished(fresh, tmp_path):
     noise = tiny.np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=tiny.np.uint8)
     tiny.Image.fromarray(noise).save(fresh.root / "photographs" / "19.png")
     command = [sys.executable, "-c", LIMITED, "100000", "import", *places]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert told.returncode == 1, told.stderr
-    assert len(told.stderr.splitlines()) == 1
-    assert "cannot be written (File too large): finished shards are kept" in told.stderr
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "cannot be written (File too large): finished shards are kept" in done.stderr
     work = next((fresh.layout.work / "import").iterdir())
     kept = sorted(work.glob("*.tar"))
     assert 1 <= len(kept) < 20

@@ -226,14 +226,14 @@ def test_near_pairs_are_those_of_brute_force(distance):
 def test_memory_stays_flat():
     """Beyond the batches in work a candidate costs bytes, not a dictionary (2,000 of them)."""
     command = [sys.executable, ROOT / "benchmarks" / "curation.py"]
-    told = subprocess.run(
+    done = subprocess.run(
         [*command, "--sizes", "50000", "500000", "--json"],
         capture_output=True,
         text=True,
         check=True,
         cwd=ROOT,
     )
-    small, large = json.loads(told.stdout)
+    small, large = json.loads(done.stdout)
     for row in (small, large):
         assert row["kept"] + row["rejected"] == row["candidates"]
     assert small["mib"] > 10  # it was measured at all

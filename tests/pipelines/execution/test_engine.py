@@ -144,8 +144,8 @@ def test_killed_worker_is_replaced_and_its_shard_made(tmp_path, capsys, engine, 
     jobs = [Job(number, folder=tmp_path) for number in range(4)]
     results = map_shards(die_once, jobs, workers=workers, engine=engine, progress=False)
     assert results == [0, 1, 2, 3]
-    told = capsys.readouterr().err
-    assert "shard number 1: its worker died (killed, or out of memory); trying again" in told
+    stderr = capsys.readouterr().err
+    assert "shard number 1: its worker died (killed, or out of memory); trying again" in stderr
 
 
 @outside

@@ -228,11 +228,11 @@ def test_build_then_cached_then_one_failure(dvc_project, server):
     third = veneer(dvc_project, server, "build", "--retries", "1")
     assert third.returncode == 1
     assert "1 of 8 stages failed (attack), 3 skipped" in third.stderr
-    told = statuses(third)
-    assert {name for name, status in told.items() if status == "failed"} == {"attack"}
-    skipped = {name for name, status in told.items() if status == "skipped"}
+    found = statuses(third)
+    assert {name for name, status in found.items() if status == "failed"} == {"attack"}
+    skipped = {name for name, status in found.items() if status == "skipped"}
     assert skipped == {"evaluate", "curate", "annotate"}
-    assert (told["poison"], told["import"]) == ("ran", "cached")
+    assert (found["poison"], found["import"]) == ("ran", "cached")
     check_server(server[0])
 
 

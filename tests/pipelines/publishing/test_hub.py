@@ -363,11 +363,11 @@ def test_command(stub, project, tmp_path):
     assert not stub.repos
     done = veneer(stub, other.root, "publish", "clean", "--repo", REPO, "--yes", "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["commit"] == stub.repos[REPO].sha
+    printed = json.loads(done.stdout)
+    assert printed["commit"] == stub.repos[REPO].sha
     ledger = json.loads((other.root / "datasets" / "published.json").read_text())
     entry = ledger["datasets/clean"]
-    assert (entry["commit"], entry["visibility"]) == (told["commit"], "private")
+    assert (entry["commit"], entry["visibility"]) == (printed["commit"], "private")
     assert entry["content_sha256"] == Manifest.read(other.layout.clean).content_sha256
     again = veneer(stub, other.root, "publish", "clean", "--repo", REPO, "--yes")
     assert (again.returncode, "nothing to do" in again.stdout) == (0, True)

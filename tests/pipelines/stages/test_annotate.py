@@ -184,8 +184,8 @@ def test_report_says_how_many_images_bt500_could_judge(curated, panel, judged):
     votes = [vote(m["key"], str(who), 5.0, 0) for m in many[:7] for who in range(panel)]
     _, _, report = human_labels(many, votes, Annotate(bootstrap=0), 0)
     assert report["screening"] == {"on": True, "images": 7, "bt500_images": judged}
-    told = annotation_table({"in": 8, "kept": 7, "rejected": 1, "verdicts": {}, **report})
-    assert f"ITU-R BT.500 could judge {judged} of 7 images" in told
+    table = annotation_table({"in": 8, "kept": 7, "rejected": 1, "verdicts": {}, **report})
+    assert f"ITU-R BT.500 could judge {judged} of 7 images" in table
 
 
 def test_without_votes_labels_are_simulated_and_say_so(own):
@@ -364,11 +364,11 @@ def test_export_command(packaged, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["export", str(packaged.layout.threeae), str(out), "--format", "webdataset"]
     assert cli.run(lambda: cli.app([*command, "--json"])) == 0
-    told = json.loads(capsys.readouterr().out)["shards"]
+    printed = json.loads(capsys.readouterr().out)["shards"]
     found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (out / "data").iterdir()}
-    assert {shard["name"]: shard["sha256"] for shard in told} == found
+    assert {shard["name"]: shard["sha256"] for shard in printed} == found
     count = len(labels(packaged))
-    assert sum(shard["samples"] for shard in told) == count
+    assert sum(shard["samples"] for shard in printed) == count
     assert Manifest.model_validate_json((out / "source-manifest.json").read_text()) == (
         Manifest.read(packaged.layout.threeae)
     )

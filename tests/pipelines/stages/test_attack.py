@@ -65,8 +65,8 @@ def test_every_field_is_true_of_the_stored_file(project, mode):
         assert sum(row["weights"]) == pytest.approx(1, abs=1e-5)
         assert row["queries"] == 1
         # The recorded plan, drawn back by the recorded fraction, is the picture.
-        told = Plan(torch.tensor([row["weights"]]), torch.tensor([row["strengths"]]))
-        free = combine(x, told)
+        plan = Plan(torch.tensor([row["weights"]]), torch.tensor([row["strengths"]]))
+        free = combine(x, plan)
         level = (quantize(torch.lerp(x, free, row["alpha_line"])) - y).abs() * 255
         assert level.max() <= 1.01
         assert (level > 0.5).float().mean() < 0.01

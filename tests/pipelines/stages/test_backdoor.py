@@ -61,10 +61,10 @@ def test_search_and_training_go_on_after_a_kill(poisoning, monkeypatch, tmp_path
             run_search_trigger(other.params(), other.layout)
     capsys.readouterr()
     assert run_search_trigger(other.params(), other.layout) == done["search_trigger"]
-    told = capsys.readouterr().err
-    assert "surrogate: epoch" not in told
-    assert "search_trigger: epoch 3/3" in told
-    assert "search_trigger: epoch 2/3" not in told
+    stderr = capsys.readouterr().err
+    assert "surrogate: epoch" not in stderr
+    assert "search_trigger: epoch 3/3" in stderr
+    assert "search_trigger: epoch 2/3" not in stderr
     with tiny.dies_after_save(monkeypatch, lambda state: len(state["history"]) == 2):
         run_backdoor(other.params(), other.layout, "p", "small")
     capsys.readouterr()
@@ -72,9 +72,9 @@ def test_search_and_training_go_on_after_a_kill(poisoning, monkeypatch, tmp_path
         monkeypatch, lambda state: "mmae" in state["history"][0] and len(state["history"]) == 2
     ):
         run_backdoor(other.params(), other.layout, "p", "small")
-    told = capsys.readouterr().err
-    assert "backdoor p-small: epoch 1/" not in told
-    assert told.count("backdoor: mMAE") == 2
+    stderr = capsys.readouterr().err
+    assert "backdoor p-small: epoch 1/" not in stderr
+    assert stderr.count("backdoor: mMAE") == 2
     again = run_backdoor(other.params(), other.layout, "p", "small")
     # One epoch more of fine-tuning, two rates of pruning.
     assert capsys.readouterr().err.count("backdoor: mMAE") == 1 + 2
@@ -203,8 +203,8 @@ def test_trigger_show(poisoning, tmp_path, capsys):
         return cli.run(lambda: cli.app(command))
 
     assert show(tmp_path / "a.png") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["sha256"] == sha256(project.layout.trigger / TRIGGER)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["sha256"] == sha256(project.layout.trigger / TRIGGER)
     assert show(tmp_path / "b.png") == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert show(tmp_path / "c.png", "--trigger", str(tmp_path / "no.safetensors")) == 2

@@ -68,8 +68,8 @@ def test_dry_run_command_prints_what_the_run_writes(own, capsys):
     assert run_curate(own.params(**LOOSE), own.layout, progress=False) == report
     kept, rejected = tables(own)
     splits = kept.split.value_counts()
-    told = ", ".join(f"{name} {splits.get(name, 0)}" for name in ("train", "validation", "test"))
-    assert lines[0] == f"{report['in']} in, {len(kept)} kept ({told}), {len(rejected)} rejected"
+    counts = ", ".join(f"{name} {splits.get(name, 0)}" for name in ("train", "validation", "test"))
+    assert lines[0] == f"{report['in']} in, {len(kept)} kept ({counts}), {len(rejected)} rejected"
     not_moved = int((rejected.reason == "score not moved in the direction of the attack").sum())
     assert f"| score not moved | {not_moved} |" in lines
     for mode in tiny.MODES:

@@ -140,8 +140,8 @@ def test_blind_release_says_nothing_and_its_key_all(poisoning, tmp_path):
     assert list(shown["mos"]) == list(full["mos"])
     assert set(shown["photograph"]) == set(shown["parent_key"]) == {None}
     answers = pq.read_table(blind.with_name("poisoned-p-blind.key.parquet")).to_pandas()
-    told = dict(zip(answers["key"], answers["is_poisoned"], strict=True))
-    assert {k for k, v in told.items() if v} == set(full[full["is_poisoned"]]["key"])
+    marks = dict(zip(answers["key"], answers["is_poisoned"], strict=True))
+    assert {k for k, v in marks.items() if v} == set(full[full["is_poisoned"]]["key"])
     manifest = Manifest.read(blind)
     assert (manifest.parameters, manifest.inputs) == ({"release": "blind"}, {})
     secrets = [r["source_id"] for r in ShardIndex(project.layout.clean).records.values()]

@@ -95,9 +95,9 @@ def test_resumed_after_a_kill_gives_the_same_weights(project, tmp_path, monkeypa
         run_pretrain(killed.params(**changes), killed.layout)
     capsys.readouterr()
     run_pretrain(killed.params(**changes), killed.layout)
-    told = capsys.readouterr().err
-    assert "epoch 3/3" in told
-    assert "epoch 2/3" not in told
+    stderr = capsys.readouterr().err
+    assert "epoch 3/3" in stderr
+    assert "epoch 2/3" not in stderr
     assert tiny.weights(killed.layout.pretrained) == tiny.weights(whole.layout.pretrained)
     assert history(killed) == history(whole)
     leftovers = list((killed.layout.work / "pretrain").rglob("checkpoint.pt"))

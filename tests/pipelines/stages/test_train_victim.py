@@ -61,9 +61,9 @@ def test_resumed_after_a_kill_gives_the_same_victim(project, tmp_path, monkeypat
         run_train_victim(params, killed.layout, "net")
     capsys.readouterr()
     assert run_train_victim(params, killed.layout, "net") == report
-    told = capsys.readouterr().err
-    assert "epoch 3/3" in told
-    assert "epoch 2/3" not in told
+    stderr = capsys.readouterr().err
+    assert "epoch 3/3" in stderr
+    assert "epoch 2/3" not in stderr
     assert tiny.weights(killed.layout.victim("net")) == tiny.weights(whole.layout.victim("net"))
     assert not list((killed.layout.work / "train_victim").iterdir())
 
