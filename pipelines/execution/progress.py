@@ -1,6 +1,7 @@
 """How far a run is: a bar on a terminal, lines elsewhere."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -69,13 +70,14 @@ def epoch_reporter(
     Args:
         description: What is trained.
         epochs: Number of epochs.
-        columns: Metrics that the line shows, where a row has them.
+        columns: Metrics that the line shows, where a row has them; epoch 0 has no loss, say.
     """
 
     def report(row: dict[str, float]) -> None:
-        values = ", ".join(f"{name} {row[name]:.4g}" for name in columns if name in row)
-        text = f"{description}: epoch {row['epoch']:.0f}/{epochs}, {values}"
-        print(text, file=sys.stderr, flush=True)
+        shown = [name for name in columns if not math.isnan(row.get(name, math.nan))]
+        parts = [f"{description}: epoch {row['epoch']:.0f}/{epochs}"]
+        parts += [f"{name} {row[name]:.4g}" for name in shown]
+        print(", ".join(parts), file=sys.stderr, flush=True)
 
     return report
 
