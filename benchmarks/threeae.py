@@ -15,15 +15,20 @@ from _livec import changed, prepare
 
 from pipelines.cli import run
 from pipelines.params import load_params
-from pipelines.reports.tables import curation_table, robustness_table
+from pipelines.reports.tables import (
+    curation_table,
+    detector_table,
+    finetune_table,
+    robustness_table,
+)
 from pipelines.stages.annotate import run_annotate
 from pipelines.stages.attack import run_attack
 from pipelines.stages.curate import run_curate
 from pipelines.stages.evaluate import run_evaluate
-from pipelines.stages.finetune import finetune_table, run_finetune
+from pipelines.stages.finetune import run_finetune
 from pipelines.stages.package import run_package
 from pipelines.stages.pretrain import run_pretrain
-from pipelines.stages.train_detector import detector_table, run_train_detector
+from pipelines.stages.train_detector import run_train_detector
 from pipelines.storage.layout import Layout
 
 VICTIMS = ["nima", "lite0"]

@@ -25,6 +25,7 @@ from pipelines.orchestration.code_deps import (
     with_code_dependencies,
 )
 from pipelines.params import Params, load_params
+from pipelines.readers.selection import attack_keys, pretraining_keys
 from pipelines.storage.code import PACKAGES
 from victims.kinds import QUALITY
 
@@ -244,10 +245,12 @@ def test_all_other_parameters_of_a_section_are(stage, sections, unused):
 @pytest.mark.parametrize("path", FILES[1:], ids=lambda path: path.stem)
 def test_stages_of_an_attack_share_no_photograph(path):
     params: Params = load_params(path)
+    limits = params.perturb.model_dump(include={"limit", "held_out"})
+    exclude = params.attack.exclude_pretraining
     keys = [f"{i:05d}" for i in range(50_000)]
     for split in ("train", "validation", "test"):
-        second = set(params.attack_photographs(split, keys))
-        first = set(params.perturb.photographs(split, keys))
+        second = set(attack_keys(split, keys, exclude_pretraining=exclude, **limits))
+        first = set(pretraining_keys(split, keys, **limits))
         assert split == "test" or not first & second
 
 
@@ -365,6 +368,28 @@ def test_the_module_of_a_source_is_part_of_what_it_lists(changed):
     assert stale(changed) == set()
     append(changed / "pipelines" / "sources" / "sample.py")
     assert stale(changed) == {"import"}
+
+
+TRAININGS = {"train_victim", "pretrain", "attack", "train_detector", "finetune", "backdoor"}
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        # Which photographs are used.
+        ("pipelines/readers/selection.py", {"perturb", "attack", "finetune", "evaluate"}),
+        # Which precision.
+        ("pipelines/execution/devices.py", TRAININGS | {"evaluate", "search_trigger", "poison"}),
+        # Where shards are made, what is compared by value, what people read.
+        ("pipelines/execution/engine.py", set()),
+        ("pipelines/execution/workers.py", set()),
+        ("pipelines/params/attack.py", set()),
+        ("pipelines/reports/tables.py", set()),
+    ],
+)
+def test_code_is_part_of_the_stages_whose_result_it_decides(changed, file, stages):
+    append(changed / file)
+    assert {name.split("@")[0] for name in stale(changed)} == stages
 
 
 # Outputs

@@ -37,7 +37,8 @@ def train_detector_command(
 ) -> None:
     """Train a detector of adversarial examples on datasets/3ae: models/detector."""
     p, layout = setup(params, root)
-    from pipelines.stages.train_detector import detector_table, run_train_detector
+    from pipelines.reports.tables import detector_table
+    from pipelines.stages.train_detector import run_train_detector
 
     report = run_train_detector(p, layout)
     say(report, detector_table(report), as_json)
@@ -71,7 +72,8 @@ def finetune_command(
     """Fine-tune a model on datasets/3ae so that it resists: models/finetuned."""
     p, layout = setup(params, root)
     name = victim or victim_option
-    from pipelines.stages.finetune import finetune_model, finetune_table, run_finetune
+    from pipelines.reports.tables import finetune_table
+    from pipelines.stages.finetune import finetune_model, run_finetune
 
     if ":" in name:
         from victims.base import ScoreScale

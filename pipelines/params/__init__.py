@@ -1,7 +1,6 @@
 """params.yaml as frozen models: the only place where configuration is read."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -100,34 +99,6 @@ class Params(Section):
                     raise ValueError(f"{section}.victims must be among {known}, got {name!r}")
         return self
 
-    def attack_photographs(self, split: str, keys: Iterable[str]) -> list[str]:
-        """The photographs of a split that second stage and report may use.
-
-        Those that the first stage learned from are left out where attack.exclude_pretraining says
-        so; on test it learned nothing.
-
-        Args:
-            split: Its name.
-            keys: Keys of all its photographs.
-
-        Returns:
-            Keys, sorted.
-
-        Raises:
-            InputError: Where none is left.
-        """
-        every = sorted(keys)
-        if not self.attack.exclude_pretraining or split == "test":
-            return every
-        learned = set(self.perturb.photographs(split, every))
-        left = [key for key in every if key not in learned]
-        if every and not left:
-            raise InputError(
-                f"attack.exclude_pretraining must leave photographs of {split}, but perturb took "
-                f"all {len(every)}: lower perturb.limit or perturb.held_out"
-            )
-        return left
-
     def victim(self, name: str) -> VictimParams:
         """A victim.
 
@@ -203,10 +174,8 @@ def load_params(path: Path) -> Params:
         raise InputError(f"{path} must be UTF-8 text: {error.reason}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise InputError(
-            f"{path} must be YAML: {getattr(error, 'problem', error)}{where}"
-        ) from None
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path} must be YAML: {getattr(error, 'problem', error)}{line}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} must be a mapping of sections, got {type(values).__name__}")
     try:
@@ -218,16 +187,16 @@ def load_params(path: Path) -> Params:
 def _sentence(path: Path, error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     first = problems[0]
-    where = ".".join(str(part) for part in first["loc"])
+    name = ".".join(str(part) for part in first["loc"])
     rule = first["msg"].removeprefix("Value error, ")
     rule = re.sub(r"^\w+ should ", "", rule)  # "Input should be ...", "List should have ..."
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "missing":
-        return f"{path}: {where} is required{more}"
+        return f"{path}: {name} is required{more}"
     if first["type"] == "extra_forbidden":
-        return f"{path}: {where} is not a parameter{more}"
+        return f"{path}: {name} is not a parameter{more}"
     must = rule if first["type"] == "value_error" else f"must {rule}"
     value = first["input"]
     shown = f", got {value!r}" if not isinstance(value, dict) else ""
     # A rule between sections has no place of its own; its text names the parameter.
-    return f"{path}: {f'{where} ' if where else ''}{must}{shown}{more}"
+    return f"{path}: {f'{name} ' if name else ''}{must}{shown}{more}"

@@ -1,6 +1,5 @@
 """Sections of DA3Attacker: both stages, generation and evaluation."""
 
-from collections.abc import Iterable
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -26,19 +25,6 @@ class Perturb(Section):
     shard_size: int = Field(256, ge=1)
     limit: int | None = Field(None, ge=1)
     held_out: int | None = Field(None, ge=1)
-
-    def photographs(self, split: str, keys: Iterable[str]) -> list[str]:
-        """The photographs of a split that are perturbed; keys are hashes: a random part.
-
-        Args:
-            split: Its name.
-            keys: Keys of all its photographs.
-
-        Returns:
-            Keys, sorted.
-        """
-        chosen = sorted(keys)[: self.limit]
-        return chosen if split == "train" else chosen[: self.held_out]
 
 
 class ADTParams(Section):
@@ -170,13 +156,3 @@ class Evaluate(Section):
     """
 
     by: Literal["score", "mos"] = "score"
-
-
-def report_split(protocol: str) -> str:
-    """The split whose examples count; DA3 trains on the other two.
-
-    Args:
-        protocol: split: no photograph that DA3 or the victim saw is reported on. paper: those are
-            that the victim was trained on.
-    """
-    return "train" if protocol == "paper" else "test"

@@ -126,6 +126,67 @@ def annotation_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def detector_table(report: dict[str, Any]) -> str:
+    """Accuracy, AUC and TPR of a detector in each case as a Markdown table.
+
+    Args:
+        report: Content of reports/detector.json.
+
+    Returns:
+        Markdown.
+    """
+    lines = ["| case | n | accuracy % | AUC | TPR at 1 % FPR |", "| --- | --: | --: | --: | --: |"]
+
+    def add(name: str, row: dict[str, Any]) -> None:
+        values = [row["accuracy"], row["auc"], row["tpr_at_1_fpr"]]
+        shown = [_number(v, digits) for v, digits in zip(values, (1, 3, 1), strict=True)]
+        lines.append(f"| {name} | {row['n']} | {' | '.join(shown)} |")
+
+    add("all", report["overall"])
+    for group in ("mode", "victim", "psnr"):
+        for name, row in report[group].items():
+            if row["n"]:
+                add(name, row)
+    for victim, row in report["unseen_victim"].items():
+        for mode, part in row["mode"].items():
+            add(f"unseen {victim}, {mode}", part)
+    for name, changes in report["changes"].items():
+        for change, row in changes.items():
+            add(f"{name}, {change}", row)
+    return "\n".join(lines)
+
+
+def finetune_table(report: dict[str, Any]) -> str:
+    """Table XII: clean SROCC, and BASR, RASR, MSI of old and new attacks, before and after.
+
+    Args:
+        report: Content of reports/finetune/<name>.json.
+
+    Returns:
+        Markdown.
+    """
+
+    def shown(row: dict[str, Any]) -> str:
+        return " | ".join(_number(row[k], 2) for k in ("basr", "rasr", "msi"))
+
+    lines = ["| case | clean SROCC | BASR % | RASR % | MSI |", "| --- | --: | --: | --: | --: |"]
+    cases = {"before": "before", "resized": f"before, at {report['size']} pixels", "after": "after"}
+    for key, case in cases.items():
+        if key in report:
+            row, jpeg = report[key], f"as JPEG {report['jpeg_quality']}"
+            srocc = _number(row["clean"]["srocc"], 3)
+            lines.append(f"| old examples, {case} | {srocc} | {shown(row['old'])} |")
+            lines.append(f"| {jpeg}, {case} | | {shown(row['old_jpeg'])} |")
+    for mode, row in report["new_attacker"].items():
+        lines.append(f"| new attacker, {mode} | | {shown(row)} |")
+    if report["validation"]:
+        lines += ["", "| blend, on validation | SROCC | RASR % |", "| --: | --: | --: |"]
+    for row in report["validation"]:
+        chosen = f"**{row['blend']:g}**" if row["blend"] == report["blend"] else f"{row['blend']:g}"
+        lines.append(f"| {chosen} | {_number(row['srocc'], 3)} | {_number(row['rasr'], 2)} |")
+    return "\n".join(lines)
+
+
 def backdoor_table(rows: dict[str, dict[str, Any]]) -> str:
     """Backdoored models as a Markdown table in the order of Table 1.
 

@@ -1,6 +1,6 @@
 """Stage `attack@victim-mode`: second stage of DA3Attacker, then the adversarial examples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,8 @@ from pipelines.execution.devices import (
 )
 from pipelines.execution.memory import release_memory
 from pipelines.params import Mode, Params
-from pipelines.params.attack import report_split
 from pipelines.readers.pictures import batches_of, shard_pictures, squashed
+from pipelines.readers.selection import attack_keys, report_split
 from pipelines.readers.stream import PictureStream
 from pipelines.storage.cards import Card
 from pipelines.storage.checkpoints import WEIGHTS, TrainingFolder
@@ -157,8 +157,7 @@ def _jobs(
     settings = params.attack
     for split in [report_split(settings.protocol)] if settings.photographs == "report" else SPLITS:
         index = ShardIndex(clean, [split])
-        # Keys are hashes: a random part.
-        chosen = params.attack_photographs(split, index.records)[: settings.limit]
+        chosen = _usable(params, split, index.records)[: settings.limit]
         for number, keys in enumerate(batches_of(chosen, settings.shard_size)):
             yield AttackJob(
                 name=shard_name(split, number),
@@ -170,6 +169,16 @@ def _jobs(
                 objective=objective,
                 refine=settings.refine,
             )
+
+
+def _usable(params: Params, split: str, keys: Iterable[str]) -> list[str]:
+    return attack_keys(
+        split,
+        keys,
+        exclude_pretraining=params.attack.exclude_pretraining,
+        limit=params.perturb.limit,
+        held_out=params.perturb.held_out,
+    )
 
 
 def _card(name: str, mode: Mode, direction: str) -> Card:
@@ -258,7 +267,7 @@ def _training_images(params: Params, layout: Layout, size: int) -> tuple[Picture
     usable: set[str] = set()
     for split in splits:
         keys = sorted(key for key in split_of if split_of[key] == split)
-        usable |= set(params.attack_photographs(split, keys))
+        usable |= set(_usable(params, split, keys))
     count = min(params.attack.held_out, len(usable) // 2)
     order = sorted(
         usable,

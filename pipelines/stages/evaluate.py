@@ -12,8 +12,8 @@ from attackers.metrics import attack_convergence, basr, filter_shares, msi, rasr
 from pipelines.errors import InputError, StageError
 from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Params
-from pipelines.params.attack import report_split
 from pipelines.readers.pictures import batches_of
+from pipelines.readers.selection import report_split
 from pipelines.storage.checkpoints import HISTORY
 from pipelines.storage.files import without_nan, write_csv, write_json
 from pipelines.storage.images import decode_png, planes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from attackers.metrics import basr, msi, rasr
@@ -23,9 +23,9 @@ from pipelines.readers.rows import ImageRow, open_dataset
 from pipelines.readers.threeae import Picture, read_3ae
 from pipelines.stages.attack import run_attack
 from pipelines.stages.evaluate import read_history, robustness
-from pipelines.storage.checkpoints import HISTORY, TrainingFolder
+from pipelines.storage.checkpoints import HISTORY, WEIGHTS, TrainingFolder
 from pipelines.storage.code import code_of, code_version
-from pipelines.storage.files import without_nan, write_json
+from pipelines.storage.files import without_nan, write_bytes, write_json
 from pipelines.storage.images import decode_image, planes
 from pipelines.storage.layout import Layout, trained_victim
 from pipelines.storage.manifest import fingerprint, read_manifest
@@ -68,7 +68,7 @@ def run_finetune(
     settings = params.finetune
     place = layout.threeae if data is None else layout.root / data
     if place == layout.threeae:
-        read_manifest(layout.threeae, "annotate")
+        read_manifest(layout.threeae, "package")
     folder = trained_victim(layout, name)
     victim, original = load_victim(folder, device()), None
     if settings.size is not None:
@@ -134,8 +134,7 @@ def finetune_model(
             [p for p in pictures if p.split == "train" and not p.adversarial]
         )
         report = _harden(model, scale, photographs, originals, pictures, size, params, spec, work)
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(stored_state(model), out / "model.safetensors")
+    write_bytes(out / WEIGHTS, save(stored_state(model)))
     report |= {"victim": spec, "data": data, "new_attacker": {}, "hardware": hardware()}
     write_json(out / "report.json", report)
     shutil.rmtree(work)
@@ -190,6 +189,7 @@ def _harden(
         "n_old": len(of_victim["test"]),
         "own_examples": any(p.victim == name for p in parts["test"]),
         "size": size,
+        "jpeg_quality": JPEG,
         "soup": params.finetune.soup,
         "blend": params.finetune.blend,
         "validation": along,
@@ -265,7 +265,7 @@ def _along(
     clean: Scored,
     old: Pairs,
 ) -> list[dict[str, Any]]:
-    """SRCC and RASR on validation for each share of the fine-tuned weights; model stays."""
+    """SROCC and RASR on validation for each share of the fine-tuned weights; model stays."""
     tuned = copy.deepcopy(model.state_dict())
     rows = []
     for share in SHARES:
@@ -375,36 +375,3 @@ def _digest(scored: Scored) -> str:
     for image, mos in zip(*scored, strict=True):
         digest.update(image.numpy().tobytes() + repr(mos).encode())
     return digest.hexdigest()
-
-
-def finetune_table(report: dict[str, Any]) -> str:
-    """Table XII: clean SRCC, and BASR, RASR, MSI of old and new attacks, before and after.
-
-    Args:
-        report: Content of reports/finetune/<name>.json.
-
-    Returns:
-        Markdown.
-    """
-
-    def number(value: float | None, places: int = 2) -> str:
-        return "n/a" if value is None else f"{value:.{places}f}"
-
-    def shown(row: dict[str, Any]) -> str:
-        return " | ".join(number(row[k]) for k in ("basr", "rasr", "msi"))
-
-    lines = ["| case | clean SRCC | BASR % | RASR % | MSI |", "| --- | --: | --: | --: | --: |"]
-    cases = {"before": "before", "resized": f"before, at {report['size']} pixels", "after": "after"}
-    for key, case in cases.items():
-        if key in report:
-            text = number(report[key]["clean"]["srocc"], 3)
-            lines.append(f"| old examples, {case} | {text} | {shown(report[key]['old'])} |")
-            lines.append(f"| as JPEG {JPEG}, {case} | | {shown(report[key]['old_jpeg'])} |")
-    for mode, row in report["new_attacker"].items():
-        lines.append(f"| new attacker, {mode} | | {shown(row)} |")
-    if report["validation"]:
-        lines += ["", "| blend, on validation | SRCC | RASR % |", "| --: | --: | --: |"]
-    for row in report["validation"]:
-        chosen = f"**{row['blend']:g}**" if row["blend"] == report["blend"] else f"{row['blend']:g}"
-        lines.append(f"| {chosen} | {number(row['srocc'], 3)} | {number(row['rasr'])} |")
-    return "\n".join(lines)

@@ -10,6 +10,7 @@ from attackers.da3.filters import FILTER_NAMES, FILTERS
 from attackers.da3.pretraining import MAX_STRENGTH, draw_strengths
 from pipelines.params import Params
 from pipelines.readers.pictures import batches_of, squash
+from pipelines.readers.selection import pretraining_keys
 from pipelines.storage.cards import Card
 from pipelines.storage.images import decode_png, to_tensor, to_uint8
 from pipelines.storage.layout import Layout
@@ -106,9 +107,10 @@ def run_perturb(params: Params, layout: Layout, *, progress: bool = True) -> Man
 
 
 def _jobs(clean: Path, params: Params) -> Iterator[PerturbJob]:
+    limits = params.perturb.model_dump(include={"limit", "held_out"})
     for split in SPLITS:
         index = ShardIndex(clean, [split])
-        keys = params.perturb.photographs(split, index.records)
+        keys = pretraining_keys(split, index.records, **limits)
         for number, batch in enumerate(batches_of(keys, params.perturb.shard_size)):
             yield PerturbJob(
                 name=shard_name(split, number),

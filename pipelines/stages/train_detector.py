@@ -100,7 +100,7 @@ def run_train_detector(params: Params, layout: Layout) -> dict[str, Any]:
         InputError: There is no 3AE data set.
     """
     settings = params.detector
-    manifest = read_manifest(layout.threeae, "annotate")
+    manifest = read_manifest(layout.threeae, "package")
     splits = by_split(read_3ae(str(layout.threeae), str(layout.clean)))
     victims = sorted({p.victim for p in splits["train"].pictures if p.victim})
     trainer = _Trainer(params, layout, splits, manifest.content_sha256)
@@ -208,32 +208,3 @@ def _three(
         "auc": auc(p[chosen], truth),
         "tpr_at_1_fpr": tpr_at_fpr(p[chosen], truth),
     }
-
-
-def detector_table(report: dict[str, Any]) -> str:
-    """A Markdown table of a report.
-
-    Args:
-        report: Content of reports/detector.json.
-    """
-    lines = ["| case | n | accuracy % | AUC | TPR at 1 % FPR |", "| --- | --: | --: | --: | --: |"]
-
-    def add(name: str, row: dict[str, Any]) -> None:
-        values = [row["accuracy"], row["auc"], row["tpr_at_1_fpr"]]
-        shown = [
-            "n/a" if v is None else f"{v:.{d}f}" for v, d in zip(values, (1, 3, 1), strict=True)
-        ]
-        lines.append(f"| {name} | {row['n']} | {' | '.join(shown)} |")
-
-    add("all", report["overall"])
-    for group in ("mode", "victim", "psnr"):
-        for name, row in report[group].items():
-            if row["n"]:
-                add(name, row)
-    for victim, row in report["unseen_victim"].items():
-        for mode, part in row["mode"].items():
-            add(f"unseen {victim}, {mode}", part)
-    for name, changes in report["changes"].items():
-        for change, row in changes.items():
-            add(f"{name}, {change}", row)
-    return "\n".join(lines)

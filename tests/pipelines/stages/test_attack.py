@@ -13,8 +13,8 @@ from attackers.da3 import attacking
 from attackers.da3.attacker import Plan, combine
 from attackers.projections import quantize, ssim
 from pipelines.errors import InputError
-from pipelines.params.attack import report_split
 from pipelines.readers.pictures import squash
+from pipelines.readers.selection import report_split
 from pipelines.stages import attack
 from pipelines.stages.attack import run_attack
 from pipelines.stages.evaluate import robustness

@@ -15,7 +15,8 @@ from pipelines.cli import app, run
 from pipelines.errors import InputError
 from pipelines.readers.pictures import squash
 from pipelines.readers.threeae import read_3ae
-from pipelines.stages.finetune import finetune_table, run_finetune
+from pipelines.reports.tables import finetune_table
+from pipelines.stages.finetune import run_finetune
 from pipelines.storage.images import decode_image, to_tensor
 from victims.registry import load_victim
 
@@ -244,5 +245,5 @@ def test_bad_modules(finetuned, capsys, spec, words):
 
 
 def test_missing_3ae_names_its_command(project):
-    with pytest.raises(InputError, match="run `veneer annotate` first"):
+    with pytest.raises(InputError, match="run `veneer package` first"):
         run_finetune(project.params(), project.layout, "net")

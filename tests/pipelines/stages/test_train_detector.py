@@ -11,7 +11,8 @@ from pipelines.audit.detect import detect, export_onnx, load_detector
 from pipelines.cli import app, run
 from pipelines.errors import InputError
 from pipelines.readers.threeae import by_split, read_3ae
-from pipelines.stages.train_detector import detector_table, run_train_detector
+from pipelines.reports.tables import detector_table
+from pipelines.stages.train_detector import run_train_detector
 
 
 @pytest.fixture(scope="module")
@@ -121,5 +122,5 @@ def report_numbers(value) -> list[float]:
 
 def test_missing_3ae_names_its_command(project, tmp_path):
     other = project.copy(tmp_path / "p")
-    with pytest.raises(InputError, match="run `veneer annotate` first"):
+    with pytest.raises(InputError, match="run `veneer package` first"):
         run_train_detector(other.params(), other.layout)
