@@ -17,7 +17,7 @@ import numpy as np
 from _timing import hardware, process_memory
 
 from pipelines.annotation import sync
-from pipelines.annotation.campaign import Inline, Pair, Plan, plan_tasks
+from pipelines.annotation.campaign import CampaignPlan, Inline, Pair, plan_tasks
 from pipelines.annotation.label_studio import LabelStudio
 from pipelines.annotation.status import status
 from pipelines.annotation.sync import pull, push
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=5000)
     parser.add_argument("--side", type=int, default=96, help="of a picture, pixels")
     options = parser.parse_args()
-    plan = Plan("Benchmark", 1, 0, 0, ("blur",), 0)
+    plan = CampaignPlan("Benchmark", 1, 0, 0, ("blur",), 0)
     pairs = [Pair(f"{2 * i:016x}", f"{2 * i + 1:016x}") for i in range(options.tasks)]
     tasks = plan_tasks(pairs, plan)
     if not label_studio_server.TEMPLATE.exists():
@@ -91,7 +91,7 @@ def main() -> None:
             )
 
 
-def _later(server: LabelStudio, plan: Plan, file: Path) -> dict[str, Any]:
+def _later(server: LabelStudio, plan: CampaignPlan, file: Path) -> dict[str, Any]:
     """Nothing was voted on since: the minute that pull looks back has passed."""
     sync.OVERLAP = sync.timedelta(0)
     return pull(server, plan.name, file)

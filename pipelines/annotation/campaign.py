@@ -37,7 +37,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CampaignPlan:
     """What a campaign asks.
 
     Args:
@@ -144,7 +144,7 @@ def controls_in(config: str) -> dict[str, set[str]]:
     }
 
 
-def plan_tasks(pairs: Iterable[Pair], plan: Plan) -> list[Task]:
+def plan_tasks(pairs: Iterable[Pair], plan: CampaignPlan) -> list[Task]:
     """Make the questions of a campaign: an item per pair, repeats and gold items among them.
 
     A repeated item has its sides exchanged. Gold items show a photograph beside itself

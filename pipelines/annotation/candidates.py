@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from pipelines.annotation.campaign import Pair
 from pipelines.errors import InputError, StageError
 from pipelines.storage.files import OpenFiles
+from pipelines.storage.manifest import METADATA
 from pipelines.storage.shards import image_places
 
 
@@ -41,7 +42,7 @@ def read_candidates(candidates: Path, columns: list[str] | None = None) -> pa.Ta
         InputError: `curate` has not run.
     """
     try:
-        return pq.read_table(candidates / "metadata.parquet", columns=columns)
+        return pq.read_table(candidates / METADATA, columns=columns)
     except FileNotFoundError:
         raise InputError(
             f"{candidates} must hold candidates, got none there: run `veneer curate` first"
@@ -67,7 +68,7 @@ class CandidateImages:
         for key, folder, shard in zip(rows["key"], rows["folder"], rows["shard"], strict=True):
             wanted.setdefault(datasets / "aes" / folder / "data" / shard, set()).add(key)
         parents = set(rows["parent_key"])
-        clean = pq.read_table(datasets / "clean" / "metadata.parquet", columns=["key", "shard"])
+        clean = pq.read_table(datasets / "clean" / METADATA, columns=["key", "shard"])
         for key, shard in zip(*(c.to_pylist() for c in clean.columns), strict=True):
             if key in parents:
                 wanted.setdefault(datasets / "clean" / "data" / shard, set()).add(key)

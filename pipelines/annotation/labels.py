@@ -22,6 +22,7 @@ from pipelines.annotation.opinion import (
 )
 from pipelines.annotation.votes import HIGH, LOW, only_last, person
 from pipelines.params import Annotate
+from pipelines.storage.files import without_nan
 from pipelines.storage.manifest import sample_seed
 from pipelines.storage.records import VERDICTS
 from pipelines.storage.rejects import Reject
@@ -155,8 +156,8 @@ def _label(row: Fields, opinions: Opinions, i: int, verdicts: Counter[str]) -> F
         **row,
         "mos_clean": row["mos"],
         "mos": low + (float(opinions.mean[i]) - LOW) * factor,
-        "mos_std": _number(opinions.std[i] * factor),
-        "mos_ci95": _number(opinions.half[i] * factor),
+        "mos_std": without_nan(float(opinions.std[i] * factor)),
+        "mos_ci95": without_nan(float(opinions.half[i] * factor)),
         "n_votes": int(opinions.n[i]),
         "verdict": most[0] if len(most) == 1 else "unchanged",  # opinions that cancel out
         "label_source": "human",
@@ -169,11 +170,7 @@ def _agreement(votes: Votes, resamples: int, seed: int) -> dict[str, Any]:
         low, high = bootstrap_interval(
             measure, votes, resamples=resamples, seed=sample_seed(seed, STAGE, name)
         )
-        out[name] = {
-            "value": _number(measure(votes)),
-            "low": _number(low),
-            "high": _number(high),
-        }
+        out[name] = without_nan({"value": measure(votes), "low": low, "high": high})
     return out
 
 
@@ -199,22 +196,19 @@ def _annotators(
             {
                 "annotator": name if len(servers) == 1 else f"{name} of {address}",
                 "votes": int(given[i]),
-                "bias": _number(bias[i]) if i < len(bias) else None,
-                "correlation": _number(correlation[i]) if i < len(correlation) else None,
+                "bias": float(bias[i]) if i < len(bias) else None,
+                "correlation": float(correlation[i]) if i < len(correlation) else None,
                 "gold": len(gold),
                 "gold_accuracy": mean(gold),
                 "repeats": len(pairs),
                 "repeat_difference": mean([abs(a["score"] - b["score"]) for a, b in pairs]),
                 "repeat_same_verdict": mean([a["verdict"] == b["verdict"] for a, b in pairs]),
-                "median_seconds": _number(np.median(seconds)) if seconds else None,
+                "median_seconds": float(np.median(seconds)) if seconds else None,
                 "screened": screened.get(i),
             }
         )
-    return out
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None
+    rows: list[dict[str, Any]] = without_nan(out)
+    return rows
 
 
 def mean(values: Sequence[Any]) -> float | None:

@@ -5,7 +5,7 @@ import re
 import xml.etree.ElementTree as ET
 from typing import Any
 
-from pipelines.annotation.campaign import LocalFiles, Plan, label_config
+from pipelines.annotation.campaign import CampaignPlan, LocalFiles, label_config
 from pipelines.annotation.label_studio import LabelStudio
 from pipelines.annotation.transport import Refused
 from pipelines.errors import InputError
@@ -65,7 +65,7 @@ def require_project(server: LabelStudio, name: str) -> dict[str, Any]:
     return project
 
 
-def prepare_project(server: LabelStudio, plan: Plan, *, force: bool) -> int:
+def prepare_project(server: LabelStudio, plan: CampaignPlan, *, force: bool) -> int:
     """Create the project of a campaign or bring it up to date.
 
     Args:
@@ -115,7 +115,7 @@ def _digest(config: str) -> str:
     return hashlib.sha256(ET.canonicalize(config, strip_text=True).encode()).hexdigest()[:12]
 
 
-def _check_used_choices(server: LabelStudio, project: int, plan: Plan) -> None:
+def _check_used_choices(server: LabelStudio, project: int, plan: CampaignPlan) -> None:
     """Refuse to take away choices that votes use: the server itself would let them go."""
     used = server.used_choices(project).get("artefacts", {})
     lost = sorted(used.keys() - set(plan.artefacts))

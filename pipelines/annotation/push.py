@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.annotation.campaign import (
+    CampaignPlan,
     Inline,
     Links,
     LocalFiles,
-    Plan,
     Storage,
     export_images,
     plan_tasks,
@@ -25,7 +25,7 @@ from pipelines.storage.layout import Layout
 DOCUMENT_ROOT = "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"  # the server's own variable
 
 
-def plan_of(params: Params) -> Plan:
+def plan_of(params: Params) -> CampaignPlan:
     """Read what `campaign` of the parameters asks for.
 
     Args:
@@ -35,7 +35,7 @@ def plan_of(params: Params) -> Plan:
         The plan, with the seed of the parameters.
     """
     c = params.campaign
-    return Plan(c.name, c.votes, c.gold, c.repeats, tuple(c.artefacts), params.seed)
+    return CampaignPlan(c.name, c.votes, c.gold, c.repeats, tuple(c.artefacts), params.seed)
 
 
 def push_campaign(
@@ -61,7 +61,7 @@ def push_campaign(
     images = CandidateImages(layout.root / "datasets", layout.candidates)
     tasks = plan_tasks(pairs, plan_of(params))
     with reporter("push", len(tasks), show=True, unit="tasks") as bar:
-        return push(server, plan_of(params), tasks, images, storage, force=force, progress=bar.done)
+        return push(server, plan_of(params), tasks, images, storage, force=force, report=bar.done)
 
 
 def export_campaign(params: Params, layout: Layout, out: Path) -> int:

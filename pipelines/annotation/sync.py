@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.annotation.campaign import (
+    CampaignPlan,
     Image,
     Links,
     LocalFiles,
-    Plan,
     Storage,
     Task,
     controls_in,
@@ -48,13 +48,13 @@ TASK_FIELDS = (
 
 def push(
     server: LabelStudio,
-    plan: Plan,
+    plan: CampaignPlan,
     tasks: Sequence[Task],
     image: Image,
     storage: Storage,
     *,
     force: bool = False,
-    progress: Callable[[int], None] = lambda count: None,
+    report: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
     """Create or update the project and import those of `tasks` that are not there.
 
@@ -68,7 +68,7 @@ def push(
         image: Gives the PNG of a key.
         storage: Where the pictures lie.
         force: Overwrite a label config that somebody edited on the server.
-        progress: Called with the number of tasks that are done since the last call.
+        report: Called with the number of tasks that are done since the last call.
 
     Returns:
         project and its url; counts of tasks: all, added, existing (before), urls_updated,
@@ -87,10 +87,10 @@ def push(
     updated = 0
     if existing and isinstance(storage, Links):
         updated = _update_urls(server, project, tasks, storage)
-    progress(len(tasks) - len(missing))
+    report(len(tasks) - len(missing))
     for batch in task_batches(missing, image, storage):
         _add_tasks(server, project, batch)
-        progress(len(batch))
+        report(len(batch))
     if missing:  # a request of a push that was killed may have arrived since the tasks were listed
         removed += _existing_tasks(server, project)[1]
     return {

@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.storage.files import write_parquet
+from pipelines.storage.files import without_nan, write_parquet
 
 LOW, HIGH, STEP = 0.0, 10.0, 0.5  # of a score
-KINDS = ("item", "gold", "repeat")
 REPLACED = "replaced by a later vote of the annotator"
 CURSOR = b"veneer.cursor"  # JSON in the table's metadata: server and project -> last change seen
 
@@ -257,8 +256,7 @@ def _score(value: Any) -> tuple[float | None, str | None]:
     except OverflowError:  # whole numbers of JSON have no bounds
         score = math.inf if value > 0 else -math.inf
     if not LOW <= score <= HIGH:
-        stored = score if math.isfinite(score) else None
-        return stored, f"score {score:g} is not in [{LOW:g}, {HIGH:g}]"
+        return without_nan(score), f"score {score:g} is not in [{LOW:g}, {HIGH:g}]"
     if (score / STEP) % 1:
         return score, f"score {score:g} is no multiple of {STEP:g}"
     return score, None

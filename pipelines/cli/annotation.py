@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.common import PARAMS, ROOT, JsonOption, ParamsOption, RootOption, say, setup
+from pipelines.cli.common import (
+    PARAMS,
+    ROOT,
+    JsonOption,
+    ParamsOption,
+    RootOption,
+    print_result,
+    setup,
+)
 
 app = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
 
@@ -29,7 +37,7 @@ def annotate_command(
     from pipelines.stages.annotate import run_annotate
 
     report = run_annotate(p, layout)
-    say(report, annotation_table(report), as_json)
+    print_result(report, annotation_table(report), as_json)
 
 
 @app.command("push")
@@ -55,7 +63,7 @@ def push_command(
 
     if export is not None:
         count = export_campaign(p, layout, export)
-        say({"images": count, "folder": str(export)}, f"{export}: {count} images", as_json)
+        print_result({"images": count, "folder": str(export)}, f"{export}: {count} images", as_json)
         return
     summary = push_campaign(p, layout, urls=urls, force=force)
     text = (
@@ -63,7 +71,7 @@ def push_command(
         f"{summary['existing']} existing, {summary['urls_updated']} with new addresses, "
         f"{summary['duplicates_removed']} duplicates removed"
     )
-    say(summary, text, as_json)
+    print_result(summary, text, as_json)
 
 
 @app.command("status")
@@ -75,7 +83,7 @@ def status_command(params: ParamsOption = PARAMS, as_json: JsonOption = False) -
     from pipelines.reports.tables import campaign_table
 
     summary = status(from_environment(), load_params(params).campaign.name)
-    say(summary, campaign_table(summary), as_json)
+    print_result(summary, campaign_table(summary), as_json)
 
 
 @app.command("pull")
@@ -98,4 +106,4 @@ def pull_command(
         + ("" if summary["changed"] else "; nothing changed")
     ]
     lines += [f"  {n} do not: {reason}" for reason, n in summary["invalid"].items()]
-    say(summary, "\n".join(lines), as_json)
+    print_result(summary, "\n".join(lines), as_json)

@@ -11,8 +11,8 @@ from pipelines.cli.common import (
     JsonOption,
     ParamsOption,
     RootOption,
-    say,
-    say_counts,
+    print_counts,
+    print_result,
     setup,
 )
 
@@ -28,7 +28,7 @@ def import_command(
     from pipelines.stages.import_ import run_import
 
     manifest = run_import(p, layout)
-    say_counts(manifest, layout.clean, as_json)
+    print_counts(manifest, layout.clean, as_json)
 
 
 @app.command("train_victim", rich_help_panel=STAGES)
@@ -48,7 +48,7 @@ def train_victim_command(
         split: "n/a" if report[split]["srocc"] is None else f"{report[split]['srocc']:.3f}"
         for split in ("validation", "test")
     }
-    say(
+    print_result(
         report,
         f"{layout.victim(victim)}: SROCC {srocc['validation']} on validation, "
         f"{srocc['test']} on test",
@@ -64,7 +64,7 @@ def perturb_command(
     p, layout = setup(params, root)
     from pipelines.stages.perturb import run_perturb
 
-    say_counts(run_perturb(p, layout), layout.perturbed, as_json)
+    print_counts(run_perturb(p, layout), layout.perturbed, as_json)
 
 
 @app.command("pretrain", rich_help_panel=STAGES)
@@ -77,7 +77,7 @@ def pretrain_command(
     from pipelines.stages.pretrain import run_pretrain
 
     report = run_pretrain(p, layout)
-    say(report, pretrain_table(report), as_json)
+    print_result(report, pretrain_table(report), as_json)
 
 
 @app.command("attack", rich_help_panel=STAGES)
@@ -96,7 +96,7 @@ def attack_command(
     from pipelines.stages.attack import run_attack
 
     manifest = run_attack(p, layout, victim, p.mode(mode))
-    say_counts(manifest, layout.examples(victim, mode), as_json)
+    print_counts(manifest, layout.examples(victim, mode), as_json)
 
 
 @app.command("curate", rich_help_panel=STAGES)
@@ -115,4 +115,4 @@ def curate_command(
     from pipelines.stages.curate import run_curate
 
     report = run_curate(p, layout, dry_run=dry_run)
-    say(report, curation_table(report), as_json)
+    print_result(report, curation_table(report), as_json)

@@ -1,6 +1,5 @@
 """Options that the commands share, reading parameters and printing results."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,15 +18,19 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 PARAMS, ROOT = Path("params.yaml"), Path(".")
 
 
-def say(result: dict[str, Any], text: str, as_json: bool) -> None:
+def print_result(result: dict[str, Any], text: str, as_json: bool) -> None:
     """Print the result of a command.
 
     Args:
         result: What programs read.
         text: What people read.
-        as_json: Whether to print `result` as JSON in place of `text`.
+        as_json: Whether to print `result` as JSON in place of `text`; NaN is null there.
     """
-    print(json.dumps(result, indent=2) if as_json else text)
+    if as_json:
+        from pipelines.storage.files import json_text
+
+        text = json_text(result).rstrip("\n")
+    print(text)
 
 
 def setup(params: Path, root: Path) -> tuple[Any, Any]:
@@ -48,7 +51,7 @@ def setup(params: Path, root: Path) -> tuple[Any, Any]:
     return loaded, Layout(root)
 
 
-def say_counts(manifest: Any, folder: Path, as_json: bool) -> None:
+def print_counts(manifest: Any, folder: Path, as_json: bool) -> None:
     """Print how many samples a stage kept and rejected, or its manifest as JSON.
 
     Args:
@@ -58,7 +61,7 @@ def say_counts(manifest: Any, folder: Path, as_json: bool) -> None:
     """
     counts = manifest.counts
     splits = ", ".join(f"{split} {n}" for split, n in counts.splits.items())
-    say(
+    print_result(
         manifest.model_dump(by_alias=True),
         f"{folder}: {counts.in_} in, {counts.kept} kept ({splits}), {counts.rejected} rejected",
         as_json,

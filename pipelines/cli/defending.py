@@ -12,8 +12,8 @@ from pipelines.cli.common import (
     JsonOption,
     ParamsOption,
     RootOption,
-    say,
-    say_counts,
+    print_counts,
+    print_result,
     setup,
 )
 
@@ -28,7 +28,7 @@ def package_command(
     p, layout = setup(params, root)
     from pipelines.stages.package import run_package
 
-    say_counts(run_package(p, layout), layout.threeae, as_json)
+    print_counts(run_package(p, layout), layout.threeae, as_json)
 
 
 @app.command("train_detector", rich_help_panel=STAGES)
@@ -41,7 +41,7 @@ def train_detector_command(
     from pipelines.stages.train_detector import run_train_detector
 
     report = run_train_detector(p, layout)
-    say(report, detector_table(report), as_json)
+    print_result(report, detector_table(report), as_json)
 
 
 @app.command("finetune", rich_help_panel=STAGES)
@@ -83,7 +83,7 @@ def finetune_command(
     else:
         p.victim(name)
         report = run_finetune(p, layout, name, data=data)
-    say(report, finetune_table(report), as_json)
+    print_result(report, finetune_table(report), as_json)
 
 
 @app.command("evaluate", rich_help_panel=STAGES)
@@ -96,4 +96,4 @@ def evaluate_command(
     from pipelines.stages.evaluate import run_evaluate
 
     report = run_evaluate(p, layout)
-    say(report, robustness_table(report), as_json)
+    print_result(report, robustness_table(report), as_json)

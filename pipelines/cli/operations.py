@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.common import PARAMS, ROOT, TOOLS, JsonOption, ParamsOption, RootOption, say
+from pipelines.cli.common import (
+    PARAMS,
+    ROOT,
+    TOOLS,
+    JsonOption,
+    ParamsOption,
+    RootOption,
+    print_result,
+)
 
 app = typer.Typer()
 
@@ -58,9 +66,9 @@ def flow_command(
             **waiting,
         )
     except FlowFailed as error:
-        say({"flow": name, "stages": error.table}, stages_table(error.table), as_json)
+        print_result({"flow": name, "stages": error.table}, stages_table(error.table), as_json)
         raise
-    say({"flow": name, "stages": table}, stages_table(table), as_json)
+    print_result({"flow": name, "stages": table}, stages_table(table), as_json)
 
 
 @app.command("doctor", rich_help_panel=TOOLS)
@@ -73,7 +81,7 @@ def doctor_command(root: RootOption = ROOT, as_json: JsonOption = False) -> None
     findings = examine(root, known_servers())
     width = max(len(finding.what) for finding in findings)
     lines = [f"{f.state:<8}  {f.what:<{width}}  {f.detail}" for f in findings]
-    say({"findings": [asdict(f) for f in findings]}, "\n".join(lines), as_json)
+    print_result({"findings": [asdict(f) for f in findings]}, "\n".join(lines), as_json)
     if any(finding.state == "problem" for finding in findings):
         raise typer.Exit(1)
 
@@ -96,7 +104,7 @@ def code_deps_command(
 
     stale = update_code_dependencies(root, check=check)
     state = "up to date" if not stale else "out of date: run `veneer code-deps`"
-    say(
+    print_result(
         {"out_of_date": stale, "written": stale and not check},
         f"dvc.yaml {'written' if stale and not check else f'is {state}'}",
         as_json,
@@ -147,7 +155,7 @@ def plan_command(
         with atomic_file(out) as file:
             file.write(page.encode())
     summary = {"costs": asdict(costs), "steps": [asdict(step) for step in steps]}
-    say(summary, f"{out} written" if out else page, as_json)
+    print_result(summary, f"{out} written" if out else page, as_json)
 
 
 @app.command("publish", rich_help_panel=TOOLS)
@@ -194,16 +202,18 @@ def publish_command(
     plan = hub.plan(publishable, repo, tag=tag, public=public, gated=gate)
     summary = plan.summary()
     if plan.nothing:
-        say({**summary, "done": "nothing"}, f"{repo}: nothing to do, {plan.tag} is there", as_json)
+        print_result(
+            {**summary, "done": "nothing"}, f"{repo}: nothing to do, {plan.tag} is there", as_json
+        )
         return
     if not yes:
         text = publication_table(summary) + "\nNothing was done: --yes carries this out."
-        say({**summary, "done": "planned"}, text, as_json)
+        print_result({**summary, "done": "planned"}, text, as_json)
         return
     commit = hub.publish(plan, report=lambda text: print(text, file=sys.stderr))
     name = os.path.relpath(folder, root)
     record_publication(root / "datasets" / "published.json", name, plan, publishable, commit)
-    say(
+    print_result(
         {**summary, "done": "published", "commit": commit},
         f"{repo}: published as {plan.tag}, commit {commit}",
         as_json,

@@ -12,8 +12,8 @@ from pipelines.cli.common import (
     JsonOption,
     ParamsOption,
     RootOption,
-    say,
-    say_counts,
+    print_counts,
+    print_result,
     setup,
 )
 
@@ -30,7 +30,7 @@ def search_trigger_command(
     from pipelines.stages.search_trigger import run_search_trigger
 
     report = run_search_trigger(p, layout)
-    say(
+    print_result(
         report,
         f"{layout.trigger}: {report['kind']}, {report['psnr']:.2f} dB; moves the surrogate by "
         f"{report['raised']:+.1f} and {report['lowered']:+.1f} % of the scale",
@@ -59,7 +59,7 @@ def poison_command(
     from pipelines.stages.poison import run_poison
 
     manifest = run_poison(p, layout, scheme, hide_labels=hide_labels)
-    say_counts(manifest, layout.poisoned(scheme), as_json)
+    print_counts(manifest, layout.poisoned(scheme), as_json)
 
 
 @app.command("backdoor", rich_help_panel=STAGES)
@@ -83,7 +83,7 @@ def backdoor_command(
     from pipelines.stages.backdoor import run_backdoor
 
     report = run_backdoor(p, layout, scheme, victim)
-    say(report, backdoor_table({f"{scheme}-{victim}": report}), as_json)
+    print_result(report, backdoor_table({f"{scheme}-{victim}": report}), as_json)
 
 
 @app.command("report_backdoor", rich_help_panel=STAGES)
@@ -96,7 +96,7 @@ def report_backdoor_command(
     from pipelines.stages.report_backdoor import run_report_backdoor
 
     report = run_report_backdoor(p, layout)
-    say(report, backdoor_table(report), as_json)
+    print_result(report, backdoor_table(report), as_json)
 
 
 @trigger_app.command("show")
@@ -117,4 +117,4 @@ def trigger_show_command(
     from pipelines.reports.trigger_sheet import show_trigger
 
     about = show_trigger(trigger or layout.trigger, out, clean=layout.clean, image=image)
-    say(about, f"{out} written: {about['kind']}, {about['psnr']:.2f} dB", as_json)
+    print_result(about, f"{out} written: {about['kind']}, {about['psnr']:.2f} dB", as_json)

@@ -13,7 +13,7 @@ from pipelines.cli.common import (
     JsonOption,
     ParamsOption,
     RootOption,
-    say,
+    print_result,
     setup,
 )
 
@@ -36,7 +36,7 @@ def zoo_command(
     lines += [
         f"{name}: {' '.join(f'{k}={v}' for k, v in row.items())}" for name, row in rows.items()
     ]
-    say({"kinds": list(VICTIMS), "victims": rows}, "\n".join(lines), as_json)
+    print_result({"kinds": list(VICTIMS), "victims": rows}, "\n".join(lines), as_json)
 
 
 @app.command("export", rich_help_panel=TOOLS)
@@ -57,7 +57,7 @@ def export_command(
     shards = export_webdataset(folder, out)
     samples = sum(shard.samples for shard in shards)
     summary = {"shards": [shard.model_dump() for shard in shards]}
-    say(summary, f"{out}: {samples} samples in {len(shards)} shards", as_json)
+    print_result(summary, f"{out}: {samples} samples in {len(shards)} shards", as_json)
 
 
 @app.command("sheet", rich_help_panel=TOOLS)
@@ -75,7 +75,7 @@ def sheet_command(
 
     folders = [layout.examples(v, m) for v in p.attack.victims for m in p.attack.modes]
     contact_sheet(layout.clean, folders, out, pairs=pairs, width=width)
-    say({"sheet": str(out)}, f"{out} written", as_json)
+    print_result({"sheet": str(out)}, f"{out} written", as_json)
 
 
 @app.command("detect", rich_help_panel=TOOLS)
@@ -108,7 +108,7 @@ def detect_command(
         for row in rows
     ]
     lines.append(f"{int(table['adversarial'].sum())} of {len(table)} above {threshold:g}")
-    say({"threshold": threshold, "rows": rows}, "\n".join(lines), as_json)
+    print_result({"threshold": threshold, "rows": rows}, "\n".join(lines), as_json)
 
 
 @app.command("scan", rich_help_panel=TOOLS)
@@ -160,4 +160,4 @@ def scan_command(
     if purify_to is not None:
         result.report["purified"] = purify(data, result, purify_to)
     write_scan(result, out)
-    say(result.report, scan_text(result.report, out), as_json)
+    print_result(result.report, scan_text(result.report, out), as_json)

@@ -19,17 +19,17 @@ def has_bfloat16() -> bool:
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
-def chosen_dtype(wanted: str) -> str:
+def chosen_dtype(dtype: str) -> str:
     """`engine.dtype` with `auto` resolved for this machine.
 
     Args:
-        wanted: "auto", "bfloat16" or "float32".
+        dtype: "auto", "bfloat16" or "float32".
 
     Returns:
         "bfloat16" or "float32".
     """
-    if wanted != "auto":
-        return wanted
+    if dtype != "auto":
+        return dtype
     return "bfloat16" if has_bfloat16() else "float32"
 
 

@@ -34,7 +34,7 @@ class DvcStage:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageOutcome:
     """What became of a stage.
 
     Attributes:
@@ -135,13 +135,13 @@ def with_needed(stages: Iterable[DvcStage], names: Iterable[str] | None) -> list
     return [stage for stage in every.values() if stage.name in keep]
 
 
-def run_stage(root: Path, name: str, say: Callable[[str], None]) -> Outcome:
+def run_stage(root: Path, name: str, report: Callable[[str], None]) -> StageOutcome:
     """Run `dvc repro --single-item`, beside others of its kind.
 
     Args:
         root: Folder of the project.
         name: Of the stage.
-        say: Is given each line that DVC and the stage print.
+        report: Called with each line that DVC and the stage print.
 
     Raises:
         StageFailed: With the exit code of the stage.
@@ -163,7 +163,7 @@ def run_stage(root: Path, name: str, say: Callable[[str], None]) -> Outcome:
         for line in process.stdout:
             if line.strip():
                 lines.append(line.rstrip())
-                say(line.rstrip())
+                report(line.rstrip())
     text = "\n".join(lines)
     if process.returncode:
         found = re.search(r"exited with (-?\d+)", text)
@@ -173,7 +173,7 @@ def run_stage(root: Path, name: str, say: Callable[[str], None]) -> Outcome:
         status = "restored"
     elif re.search(r"^Running stage", text, re.MULTILINE):
         status = "ran"
-    return Outcome(name, status, time.monotonic() - began)
+    return StageOutcome(name, status, time.monotonic() - began)
 
 
 def metrics_of(root: Path, stage: DvcStage) -> str:
@@ -193,10 +193,10 @@ def metrics_of(root: Path, stage: DvcStage) -> str:
     return ", ".join(found[:_METRICS])
 
 
-def _numbers(values: Any, where: str = "") -> list[str]:
+def _numbers(values: Any, name: str = "") -> list[str]:
     if isinstance(values, dict):
-        inner = [_numbers(v, f"{where}.{k}" if where else str(k)) for k, v in values.items()]
+        inner = [_numbers(v, f"{name}.{k}" if name else str(k)) for k, v in values.items()]
         return [text for texts in inner for text in texts]
     if isinstance(values, (int, float)) and not isinstance(values, bool):
-        return [f"{where} {values:.4g}"]
+        return [f"{name} {values:.4g}"]
     return []

@@ -47,17 +47,17 @@ def wait_for_annotators(root: Path, poll: float, limit: float) -> dict[str, Any]
         limit: Seconds to wait at most.
 
     Returns:
-        What `veneer annotate status` said last.
+        The status of the campaign at the last look, as `veneer annotate status --json` prints it.
     """
     logger = get_run_logger()
     # typed for flows that are async as well; this one is not
     artifact: Any = create_progress_artifact(0.0, "annotation", description="Votes of the campaign")
 
-    def progress(finished: int, tasks: int, votes: int) -> None:
+    def report(finished: int, tasks: int, votes: int) -> None:
         logger.info(f"{finished} of {tasks} tasks have {votes} votes")
         update_progress_artifact(artifact, 100.0 * finished / max(tasks, 1))
 
-    return wait_for_votes(root, poll, limit, progress)
+    return wait_for_votes(root, poll, limit, report)
 
 
 def _run(

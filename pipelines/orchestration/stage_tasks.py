@@ -13,8 +13,8 @@ from prefect.futures import PrefectFuture
 from pipelines.orchestration.dvc_stages import (
     USAGE,
     DvcStage,
-    Outcome,
     StageFailed,
+    StageOutcome,
     metrics_of,
     run_stage,
 )
@@ -67,7 +67,7 @@ def _stage_task(retries: int, retry_delay: float) -> Any:
         persist_result=False,
         cache_policy=NO_CACHE,  # DVC knows what is stale
     )
-    def dvc_stage(root: Path, stage: DvcStage, slots: "Slots") -> Outcome:
+    def dvc_stage(root: Path, stage: DvcStage, slots: "Slots") -> StageOutcome:
         logger = get_run_logger()
         with slots:
             return run_stage(root, stage.name, logger.info)
@@ -109,7 +109,7 @@ def run_stages(
     """
     slots = Slots(max_parallel)
     dvc_stage = _stage_task(retries, retry_delay)
-    futures: dict[str, PrefectFuture[Outcome]] = {}
+    futures: dict[str, PrefectFuture[StageOutcome]] = {}
     for stage in stages:
         above = [futures[name] for name in stage.needs if name in futures]
         futures[stage.name] = dvc_stage.submit(root, stage, slots, wait_for=above)

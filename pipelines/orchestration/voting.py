@@ -11,7 +11,7 @@ from pipelines.errors import StageError
 
 
 def wait_for_votes(
-    root: Path, poll: float, limit: float, progress: Callable[[int, int, int], None]
+    root: Path, poll: float, limit: float, report: Callable[[int, int, int], None]
 ) -> dict[str, Any]:
     """Push the campaign, wait until it has its votes, pull them.
 
@@ -19,11 +19,11 @@ def wait_for_votes(
         root: Folder of the project.
         poll: Seconds between two looks.
         limit: Seconds to wait at most.
-        progress: Called at each look with the finished tasks, all tasks and the votes wanted of
+        report: Called at each look with the finished tasks, all tasks and the votes wanted of
             each.
 
     Returns:
-        What `veneer annotate status` said last.
+        The status of the campaign at the last look, as `veneer annotate status --json` prints it.
 
     Raises:
         StageError: When the time is over or the server refuses.
@@ -33,7 +33,7 @@ def wait_for_votes(
     while True:
         status: dict[str, Any] = json.loads(_annotate(root, "status", "--json"))
         tasks = status["item"] + status["repeat"] + status["gold"]
-        progress(status["finished"], tasks, status["votes_wanted"])
+        report(status["finished"], tasks, status["votes_wanted"])
         if status["finished"] >= tasks:
             _annotate(root, "pull")
             return status

@@ -14,16 +14,17 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from pipelines.errors import InputError, StageError
-from pipelines.storage.manifest import Manifest, file_sha256, fingerprint
+from pipelines.storage.manifest import MANIFEST, METADATA, Manifest, file_sha256, fingerprint
+from pipelines.storage.rejects import REJECTED
 from pipelines.storage.shards import read_records
 
 UNSTATED = {"", "not stated", "not stated."}
 # samples.jpg is the strip that the card of 3AE shows.
 DATASET_FILES = (
-    "manifest.json",
+    MANIFEST,
     "README.md",
-    "rejected.parquet",
-    "metadata.parquet",
+    REJECTED,
+    METADATA,
     "samples.jpg",
 )
 SAFE_MODELS = {"victims", "detector", "detectors", "finetuned"}  # other models make attacks
@@ -184,9 +185,9 @@ def _count_faults(folder: Path, manifest: Manifest, rows: list[dict[str, Any]]) 
         if per_shard[name] != shard.samples:
             yield f"data/{name} holds {per_shard[name]} samples, the manifest says {shard.samples}"
     try:
-        rejected = pq.read_metadata(folder / "rejected.parquet").num_rows
+        rejected = pq.read_metadata(folder / REJECTED).num_rows
     except OSError:
-        yield "rejected.parquet is missing"
+        yield f"{REJECTED} is missing"
         return
     if counts.in_ != len(rows) + rejected:
         yield (

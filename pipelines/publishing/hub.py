@@ -26,8 +26,9 @@ from pipelines.errors import InputError, StageError
 from pipelines.publishing.checks import Publishable
 from pipelines.publishing.croissant import model_card, published_card, responsible_ai
 from pipelines.storage.files import json_text, write_json
+from pipelines.storage.manifest import MANIFEST
 
-LAST = ("manifest.json", "README.md")  # a repository with a manifest is whole
+LAST = (MANIFEST, "README.md")  # a repository with a manifest is whole
 COMMIT_FILES, COMMIT_BYTES = 50, 2 * 2**30  # of one commit, at most
 
 
@@ -63,7 +64,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PublicationPlan:
     """What publishing would change.
 
     Args:
@@ -141,7 +142,7 @@ class Hub:
         tag: str | None = None,
         public: bool = False,
         gated: bool | None = None,
-    ) -> Plan:
+    ) -> PublicationPlan:
         """Compare a folder with its repository; nothing is changed.
 
         Args:
@@ -187,7 +188,7 @@ class Hub:
         delete = sorted(set(remote) - set(contents) - {".gitattributes"})
         if tag in tags and (upload or delete):
             raise InputError(f"tag must be new for other content, got {tag}, which {repo} has")
-        return Plan(
+        return PublicationPlan(
             repo=repo,
             kind=publishable.kind,
             tag=tag,
@@ -200,7 +201,9 @@ class Hub:
             delete=delete,
         )
 
-    def publish(self, plan: Plan, *, report: Callable[[str], None] = lambda text: None) -> str:
+    def publish(
+        self, plan: PublicationPlan, *, report: Callable[[str], None] = lambda text: None
+    ) -> str:
         """Carry out a plan.
 
         Args:
@@ -325,7 +328,7 @@ def _batches(contents: list[Content]) -> Iterator[list[Content]]:
 
 
 def record_publication(
-    ledger: Path, folder: str, plan: Plan, publishable: Publishable, commit: str
+    ledger: Path, folder: str, plan: PublicationPlan, publishable: Publishable, commit: str
 ) -> None:
     """Note in `ledger` which commit of which repository holds a folder.
 

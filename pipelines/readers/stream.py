@@ -22,7 +22,7 @@ from pipelines.storage.manifest import METADATA, Manifest
 from pipelines.storage.shards import tar_members
 
 BUFFER_BYTES = 256 * 1024**2  # of encoded pictures that wait to be drawn, in each loader worker
-Sample = dict[str, Any]  # of webdataset: __key__, __url__, and a file by suffix
+WdsSample = dict[str, Any]  # of webdataset: __key__, __url__, and a file by suffix
 # Arrays, not tensors: a tensor from a loader worker keeps a file descriptor and shared memory.
 Decoded = tuple[str, str, np.ndarray]  # the shard, the key, the picture
 Batch = tuple[Tensor, list[Tensor]]
@@ -199,11 +199,11 @@ def _mixed_batches(
     return batches
 
 
-def _is_among(sample: Sample, keys: frozenset[str]) -> bool:
+def _is_among(sample: WdsSample, keys: frozenset[str]) -> bool:
     return sample["__key__"] in keys
 
 
-def _decode(samples: list[Sample], transform: Transform) -> list[Decoded]:
+def _decode(samples: list[WdsSample], transform: Transform) -> list[Decoded]:
     return [
         (s["__url__"], s["__key__"], transform(decode_image(s["png"])).numpy()) for s in samples
     ]

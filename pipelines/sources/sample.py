@@ -33,7 +33,6 @@ PHOTOGRAPHS: dict[str, tuple[tuple[tuple[str, str], str], ...]] = {
     "rocket": ((SKIMAGE, "rocket.jpg"),),
 }
 
-LONG_SIDE = 256  # of a crop, pixels
 ASPECTS = ((256, 256), (256, 192), (192, 256))  # width, height
 MIN_CONTRAST = 30.0  # standard deviation of grey levels: below, a crop shows next to nothing
 MOS_STD = 0.5  # stated, not measured: nobody voted

@@ -1,6 +1,7 @@
 """Stage `backdoor@scheme-victim`: a quality model on a poisoned set, attacked and defended."""
 
 import copy
+import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from pipelines.readers.poisoned import build_quality, open_trigger
 from pipelines.readers.stream import PictureStream
 from pipelines.storage.checkpoints import TrainingFolder
 from pipelines.storage.code import code_of, code_version
-from pipelines.storage.files import write_json
+from pipelines.storage.files import without_nan, write_json
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import (
     Manifest,
@@ -212,8 +213,8 @@ def _meter(seed: int, trigger: Injector, pictures: Pictures, delta_y: float) -> 
             "psnr": measured.psnr,
             "curve": found["curve"],
         }
-        # JSON has no NaN: a correlation of constant scores is null.
-        return {k: None if isinstance(v, float) and v != v else v for k, v in values.items()}
+        finite: Report = without_nan(values)  # a correlation of constant scores is null
+        return finite
 
     return measure
 
@@ -233,8 +234,9 @@ def _defend(
 
     def look(model: QualityModel) -> Report:
         row = measure(model, settings.defense_images, settings.defense_crops)
+        srocc = math.nan if row["srocc"] is None else row["srocc"]
         print(
-            f"backdoor: mMAE {row['mmae']:.2f}, mMRA {row['mmra']:.2f}, SROCC {row['srocc']:.3f}",
+            f"backdoor: mMAE {row['mmae']:.2f}, mMRA {row['mmra']:.2f}, SROCC {srocc:.3f}",
             file=sys.stderr,
         )
         return {name: row[name] for name in METRICS}

@@ -23,7 +23,7 @@ from pipelines.storage.files import atomic_file, write_json
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import MANIFEST, METADATA, Manifest, read_manifest
 from pipelines.storage.records import SPLITS, AESample
-from pipelines.storage.rejects import REJECTED, REJECTED_SCHEMA
+from pipelines.storage.rejects import reject_writer
 from pipelines.storage.table_folder import begin_tables, finish_tables, table_schema
 
 SCHEMA = table_schema(AESample)
@@ -154,9 +154,8 @@ def write_tables(out: Path, folders: Sequence[Path], curated: Curated) -> None:
     chosen, start = curated.selection, 0
     with (
         atomic_file(out / METADATA) as kept_file,
-        atomic_file(out / REJECTED) as rejected_file,
+        reject_writer(out, STAGE) as write_rejected,
         pq.ParquetWriter(kept_file, SCHEMA, compression="zstd") as kept,
-        pq.ParquetWriter(rejected_file, REJECTED_SCHEMA, compression="zstd") as rejected,
     ):
         for folder in folders:
             with pq.ParquetFile(folder / METADATA) as source:
@@ -166,7 +165,8 @@ def write_tables(out: Path, folders: Sequence[Path], curated: Curated) -> None:
                     kept.write_table(_kept_rows(batch, stays, chosen.split[here], folder.name))
                     lost = np.flatnonzero(~stays)
                     texts = [chosen.text(start + i, curated.rules) for i in lost.tolist()]
-                    rejected.write_table(_rejected_rows(batch, lost, texts))
+                    rows = batch.take(pa.array(lost))
+                    write_rejected(rows["source_id"], rows["key"], texts)
                     start += len(batch)
 
 
@@ -176,9 +176,3 @@ def _kept_rows(batch: pa.RecordBatch, stays: np.ndarray, split: np.ndarray, name
     table = table.set_column(table.schema.get_field_index("split"), "split", names)
     table = table.append_column("folder", pa.array([name] * len(table), pa.string()))
     return table.select(SCHEMA.names).cast(SCHEMA)
-
-
-def _rejected_rows(batch: pa.RecordBatch, lost: np.ndarray, texts: list[str]) -> pa.Table:
-    rows = batch.take(pa.array(lost))
-    columns = [rows["source_id"], rows["key"], pa.array([STAGE] * len(lost), pa.string())]
-    return pa.Table.from_arrays([*columns, pa.array(texts, pa.string())], schema=REJECTED_SCHEMA)

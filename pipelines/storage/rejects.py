@@ -1,12 +1,14 @@
 """What was dropped, and why: `rejected.parquet` of every data set."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipelines.storage.files import write_parquet
+from pipelines.storage.files import atomic_file, write_parquet
 
 REJECTED = "rejected.parquet"
 REJECTED_SCHEMA = pa.schema(
@@ -55,3 +57,27 @@ def write_rejects(folder: Path, rejects: Iterable[Reject], stage: str) -> None:
     rows = [{**asdict(reject), "stage": stage} for reject in rejects]
     rows.sort(key=lambda row: (row["source_id"], row["reason"]))
     write_parquet(folder / REJECTED, pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA))
+
+
+@contextlib.contextmanager
+def reject_writer(folder: Path, stage: str) -> Iterator[Callable[..., None]]:
+    """Write `rejected.parquet` of a data set folder in batches, in the order in which they come.
+
+    Args:
+        folder: The data set folder.
+        stage: Name of the stage that dropped the samples.
+
+    Yields:
+        What writes a batch: a function of the columns source_id and key and the list of reasons.
+    """
+
+    def write(source_ids: pa.Array, keys: pa.Array, reasons: list[str]) -> None:
+        stages = pa.array([stage] * len(reasons), pa.string())
+        columns = [source_ids, keys, stages, pa.array(reasons, pa.string())]
+        writer.write_table(pa.Table.from_arrays(columns, schema=REJECTED_SCHEMA))
+
+    with (
+        atomic_file(folder / REJECTED) as file,
+        pq.ParquetWriter(file, REJECTED_SCHEMA, compression="zstd") as writer,
+    ):
+        yield write

@@ -189,7 +189,7 @@ def image_places(path: Path, keys: Container[str]) -> Iterator[tuple[str, int, i
 
 
 class ShardIndex:
-    """Random access to the images of a data set folder by key, for training loops.
+    """Random access to the images of a data set folder by key, for jobs that make shards.
 
     Keeps a bounded number of shards open and may be sent to a worker process. As a context it
     closes them at the end.

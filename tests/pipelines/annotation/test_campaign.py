@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
 from pipelines.annotation.campaign import (
+    CampaignPlan,
     Inline,
     LocalFiles,
     Pair,
-    Plan,
     controls_in,
     export_images,
     label_config,
@@ -34,7 +34,7 @@ from pipelines.storage.images import decode_png, encode_png
 from pipelines.storage.layout import Layout
 from pipelines.storage.records import VERDICTS
 
-PLAN = Plan("Campaign", 3, 0.1, 0.2, ("blur",), 0)
+PLAN = CampaignPlan("Campaign", 3, 0.1, 0.2, ("blur",), 0)
 PAIRS = [Pair(f"{i:016x}", f"{i + 1000:016x}") for i in range(200)]
 
 
@@ -57,7 +57,7 @@ def test_plan_has_its_shares_and_exchanges_the_sides_of_repeats():
 
 def test_plan_does_not_depend_on_the_order_of_the_candidates():
     assert plan_tasks(PAIRS, PLAN) == plan_tasks(PAIRS[::-1], PLAN)
-    other = Plan(**{**vars(PLAN), "seed": 1})
+    other = CampaignPlan(**{**vars(PLAN), "seed": 1})
     assert plan_tasks(PAIRS, PLAN) != plan_tasks(PAIRS, other)
 
 

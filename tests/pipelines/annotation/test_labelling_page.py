@@ -11,7 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from pipelines.annotation.campaign import Inline, Pair, Plan, plan_tasks
+from pipelines.annotation.campaign import CampaignPlan, Inline, Pair, plan_tasks
 from pipelines.annotation.label_studio import LabelStudio
 from pipelines.annotation.sync import pull, push
 from pipelines.annotation.votes import read_votes
@@ -62,7 +62,7 @@ def log_in(browser, url: str) -> None:
 
 def test_a_vote_in_the_browser_arrives(running, browser, tmp_path):
     server = LabelStudio(running.url, label_studio_server.TOKEN)
-    plan = Plan("Browser", 3, 0, 0, ("colour", "exposure", "blur", "noise"), 0)
+    plan = CampaignPlan("Browser", 3, 0, 0, ("colour", "exposure", "blur", "noise"), 0)
     project = push(server, plan, plan_tasks([PAIR], plan), picture, Inline())["project"]
     task = next(server.tasks(project, ("id",), votes=False))["id"]
     log_in(browser, running.url)

@@ -23,7 +23,7 @@ import tiny
 
 from pipelines import cli
 from pipelines.annotation import campaign, label_studio, sync
-from pipelines.annotation.campaign import Inline, Links, LocalFiles, Pair, Plan, plan_tasks
+from pipelines.annotation.campaign import CampaignPlan, Inline, Links, LocalFiles, Pair, plan_tasks
 from pipelines.annotation.candidates import CandidateImages, read_pairs
 from pipelines.annotation.label_studio import LabelStudio
 from pipelines.annotation.opinion import Votes, mean_opinions
@@ -58,9 +58,9 @@ def server(running) -> LabelStudio:
 
 
 @pytest.fixture
-def plan(request) -> Plan:
+def plan(request) -> CampaignPlan:
     """A campaign of this test's own."""
-    return Plan(request.node.name[:45], 3, 0, 0, ("blur", "noise"), 0)
+    return CampaignPlan(request.node.name[:45], 3, 0, 0, ("blur", "noise"), 0)
 
 
 PAIRS = [Pair(f"{i:016x}", f"{i + 1000:016x}") for i in range(40)]
@@ -161,7 +161,7 @@ campaign.BATCH_TASKS = 5
 def slow(key):
     time.sleep(0.02)
     return t.image(key)
-plan = t.Plan({name!r}, 3, 0, 0, ("blur", "noise"), 0)
+plan = t.CampaignPlan({name!r}, 3, 0, 0, ("blur", "noise"), 0)
 server = t.LabelStudio({url!r}, {token!r})
 t.push(server, plan, t.plan_tasks(t.PAIRS, plan), slow, t.Inline())
 """
@@ -481,11 +481,11 @@ def test_a_label_config_that_conflicts_with_votes(running, server, people, plan,
     project = push(server, plan, tasks, image, Inline())["project"]
     number = next(iter(numbers_on(server, project).values()))
     vote(running, people[0][0], number, artefacts=("blur",))
-    other = Plan(**{**vars(plan), "artefacts": ("noise", "colour")})
+    other = CampaignPlan(**{**vars(plan), "artefacts": ("noise", "colour")})
     with pytest.raises(InputError, match="label config conflicts with votes in project"):
         push(server, other, tasks, image, Inline())
     assert pull(server, plan.name, tmp_path / "v.parquet")["valid"] == 1
-    more = Plan(**{**vars(plan), "artefacts": ("blur", "noise", "colour")})
+    more = CampaignPlan(**{**vars(plan), "artefacts": ("blur", "noise", "colour")})
     assert push(server, more, tasks, image, Inline())["existing"] == 2
 
 

@@ -10,7 +10,7 @@ import jwt
 import pytest
 
 from pipelines.annotation import transport
-from pipelines.annotation.campaign import Inline, Pair, Plan, plan_tasks
+from pipelines.annotation.campaign import CampaignPlan, Inline, Pair, plan_tasks
 from pipelines.annotation.label_studio import LabelStudio
 from pipelines.annotation.sync import push
 from pipelines.annotation.transport import ATTEMPTS, LONGEST_DELAY, RetryingClient, backoff
@@ -177,7 +177,7 @@ class Small:
         self.tasks_there += tasks
 
 
-PLAN = Plan("Small", 1, 0, 0, ("blur",), 0)
+PLAN = CampaignPlan("Small", 1, 0, 0, ("blur",), 0)
 TASKS = plan_tasks([Pair(f"{i:016x}", f"{i + 100:016x}") for i in range(7)], PLAN)
 
 

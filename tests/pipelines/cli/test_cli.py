@@ -14,6 +14,7 @@ import yaml
 from test_sources import make_livec
 
 from pipelines import cli
+from pipelines.cli.common import print_result
 
 VENEER = Path(sys.executable).with_name("veneer")
 STAGES = [
@@ -75,6 +76,11 @@ def test_json_is_all_there_is_on_stdout(project, tmp_path, capsys, arguments):
     assert veneer(other, *arguments, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert "counts" in result or "filters" in result
+
+
+def test_json_has_null_for_what_is_no_number(capsys):
+    print_result({"srocc": float("nan")}, "no text", True)
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"srocc": None}
 
 
 def test_json_of_a_process(project, tmp_path):
@@ -304,6 +310,7 @@ def test_damaged_shard_exits_1(project, tmp_path, capsys):
 LIMITED = """
 import resource, sys
 from pipelines import cli
+from pipelines.cli.common import print_result
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 sys.argv = ["veneer", *sys.argv[2:]]
 cli.main()

@@ -207,7 +207,7 @@ def test_names(project):
 # Publishing
 
 
-def publish(server: Hub, folder: Path, **options) -> tuple[hub.Plan, str | None]:
+def publish(server: Hub, folder: Path, **options) -> tuple[hub.PublicationPlan, str | None]:
     publishable = check(folder)
     plan = server.plan(publishable, REPO, **options)
     return plan, None if plan.nothing else server.publish(plan)

@@ -9,7 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.storage.files import OpenFiles, json_text, write_csv, write_json, write_parquet
-from pipelines.storage.rejects import REJECTED_SCHEMA, Reject, write_rejects
+from pipelines.storage.rejects import (
+    REJECTED,
+    REJECTED_SCHEMA,
+    Reject,
+    reject_writer,
+    write_rejects,
+)
 
 
 def test_json_has_null_for_what_is_no_number(tmp_path):
@@ -47,6 +53,20 @@ def test_rejects_are_sorted_and_have_a_stage(tmp_path):
     assert table.to_pylist() == [
         {"source_id": "a", "key": "0" * 16, "stage": "import", "reason": "duplicate of x"},
         {"source_id": "b", "key": None, "stage": "import", "reason": "truncated"},
+    ]
+
+
+def test_rejects_are_written_in_batches(tmp_path):
+    with reject_writer(tmp_path, "curate") as write:
+        write(pa.array(["b"]), pa.array(["0" * 16]), ["near duplicate"])
+        write(pa.array([], pa.string()), pa.array([], pa.string()), [])
+        write(pa.array(["a"]), pa.array([None], pa.string()), ["over target"])
+        assert not (tmp_path / REJECTED).exists()  # whole or not at all
+    table = pq.read_table(tmp_path / REJECTED)
+    assert table.schema.equals(REJECTED_SCHEMA)
+    assert table.to_pylist() == [
+        {"source_id": "b", "key": "0" * 16, "stage": "curate", "reason": "near duplicate"},
+        {"source_id": "a", "key": None, "stage": "curate", "reason": "over target"},
     ]
 
 
