@@ -94,8 +94,8 @@ def measure(params: Params, side: tuple[int, int], rounds: int = 3) -> Costs:
                 encode_png(to_uint8(filter_(small, strength)[0]))
 
     def make() -> None:
-        made = generate(attacker, victim, images, objective=objective)
-        for image in made.images:
+        examples = generate(attacker, victim, images, objective=objective)
+        for image in examples.images:
             encode_png(to_uint8(image))
 
     def step() -> None:
@@ -152,8 +152,8 @@ def simulate(
     """The steps of a run of the pipeline, on simulated workers.
 
     Photographs: all are imported, train the victims and are attacked in each mode of the
-    parameters; perturb.limit of them pre-train DA3. A pair of the first stage counts as a
-    fourteenth of an image of the second, which runs all 14 filters.
+    parameters; perturb.limit of them pre-train DA3. A pair of the first stage counts as one
+    filter of an image of the second, which runs all of them.
 
     Args:
         costs: Of each kind of work.
@@ -167,18 +167,23 @@ def simulate(
     pre = min(images, params.perturb.limit or images)
     filters = (params.perturb.filters or len(FILTERS)) * params.perturb.per_filter
     shard = params.import_.shard_size, params.perturb.shard_size, params.attack.shard_size
-    made = pre * filters
+    perturbed = pre * filters
+    pair = costs.train_attacker / len(FILTERS)
     trained = victims * modes
     second = min(images, 10_000)  # photographs of the second stage, as in the paper
     return [
         _step("import", images, shard[0], 1, costs.store, costs.image_bytes, workers),
         _step(
-            "perturb", made, shard[1] * filters, 1, costs.perturb, costs.perturbed_bytes, workers
+            "perturb",
+            perturbed,
+            shard[1] * filters,
+            1,
+            costs.perturb,
+            costs.perturbed_bytes,
+            workers,
         ),
         _trainings("train_victim", victims, images * victim_epochs, costs.train_victim, workers),
-        _trainings(
-            "pretrain", 1, made * params.pretrain.epochs, costs.train_attacker / 14, workers
-        ),
+        _trainings("pretrain", 1, perturbed * params.pretrain.epochs, pair, workers),
         _trainings(
             "attack: train", trained, second * params.attack.epochs, costs.train_attacker, workers
         ),

@@ -14,7 +14,7 @@ Verdict = Literal["degraded", "unchanged", "enhanced"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 KEY_LENGTH = 16
 MAX_PSNR = 100.0  # dB, of an image that equals its photograph: no infinity in a record
-PER_FILTER = 14  # one number for each of the 14 filters of DA3Attacker
+PER_FILTER = 14  # one number for each filter of attackers.da3.filters, which a test compares
 
 Key = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{KEY_LENGTH}}}$")]
 PerFilter = Annotated[tuple[float, ...], Field(min_length=PER_FILTER, max_length=PER_FILTER)]

@@ -4,8 +4,9 @@ import pytest
 import tiny
 import yaml
 
+from attackers.da3.filters import FILTER_NAMES
 from pipelines.errors import InputError
-from pipelines.params import load_params
+from pipelines.params import Attack, Perturb, load_params
 
 REPOSITORY = Path(__file__).parents[3]
 FILES = [REPOSITORY / "params.yaml", *sorted((REPOSITORY / "params").glob("*.yaml"))]
@@ -15,6 +16,15 @@ FILES = [REPOSITORY / "params.yaml", *sorted((REPOSITORY / "params").glob("*.yam
 def test_files_of_the_repository_load(path):
     params = load_params(path)
     assert set(params.attack.victims) <= set(params.victims)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "most"),
+    [(Perturb, "filters", len(FILTER_NAMES)), (Attack, "refine", len(FILTER_NAMES) + 1)],
+)
+def test_bounds_follow_the_number_of_filters(section, name, most):
+    metadata = section.model_fields[name].metadata
+    assert [bound.le for bound in metadata if hasattr(bound, "le")] == [most]
 
 
 def refused(path: Path) -> str:

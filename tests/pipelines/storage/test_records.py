@@ -3,8 +3,10 @@ import math
 import pyarrow as pa
 import pytest
 
+from attackers.da3.filters import FILTER_NAMES
 from pipelines.errors import InputError
 from pipelines.storage.records import (
+    PER_FILTER,
     AESample,
     CleanSample,
     PretrainSample,
@@ -103,3 +105,7 @@ def test_records_are_frozen():
 
 def test_image_key_is_a_prefix_of_sha256():
     assert image_key(b"") == "e3b0c44298fc1c14"
+
+
+def test_a_number_for_each_filter():
+    assert len(FILTER_NAMES) == PER_FILTER
