@@ -94,7 +94,7 @@ def human_labels(
     given = _as_votes(items, place, people)
     screened = _screen(given, settings) if settings.screen else {}
     valid = ~np.isin(given.annotator, list(screened))
-    kept = given.where(valid)
+    kept = given.filter(valid)
     opinions = mean_opinions(kept, images=len(rows))
     verdicts: dict[int, Counter[str]] = {}
     for vote, image, is_valid in zip(items, given.image.tolist(), valid.tolist(), strict=True):

@@ -29,7 +29,7 @@ class Votes:
     annotator: np.ndarray
     score: np.ndarray
 
-    def where(self, mask: np.ndarray) -> "Votes":
+    def filter(self, mask: np.ndarray) -> "Votes":
         """Votes of a mask; images and annotators keep their numbers.
 
         Args:
@@ -142,9 +142,9 @@ def correlations(votes: Votes) -> np.ndarray:
     others = votes.others()
     out = np.full(votes.annotators, np.nan)
     for who in range(votes.annotators):
-        mine = (votes.annotator == who) & np.isfinite(others)
-        if mine.sum() >= FEW and votes.score[mine].std() > 0 and others[mine].std() > 0:
-            out[who] = np.corrcoef(votes.score[mine], others[mine])[0, 1]
+        usable = (votes.annotator == who) & np.isfinite(others)
+        if usable.sum() >= FEW and votes.score[usable].std() > 0 and others[usable].std() > 0:
+            out[who] = np.corrcoef(votes.score[usable], others[usable])[0, 1]
     return out
 
 

@@ -86,8 +86,8 @@ def run(command: Callable[[], Any]) -> int:
     except (StageError, RuntimeError) as error:
         return _print_error(error, 1)
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        return _print_error(OSError(f"{error.strerror or error}{where}"), 1)
+        file = f" ({error.filename})" if error.filename else ""
+        return _print_error(OSError(f"{error.strerror or error}{file}"), 1)
     except ValueError as error:  # InputError, and arguments that attackers and victims refuse
         return _print_error(error, 2)
     except KeyboardInterrupt:

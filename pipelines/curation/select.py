@@ -224,12 +224,13 @@ def _drop_leaks(candidates: np.ndarray, chosen: Selection, rules: Rules) -> None
     example = np.zeros(len(hashes), np.int64)
     places = np.searchsorted(hashes, candidates["parent_phash"][by_split])
     last[places], example[places] = chosen.split[by_split], by_split
-    own_last, own_example = last.copy(), example.copy()
+    last_of_hash, example_of_hash = last.copy(), example.copy()
     for one, two in near_pairs(hashes, rules.phash_distance):
         for a, b in ((one, two), (two, one)):
             # Pairs of one step have each hash at most once on either side.
-            later = own_last[b] > last[a]
-            last[a[later]], example[a[later]] = own_last[b[later]], own_example[b[later]]
+            later = last_of_hash[b] > last[a]
+            last[a[later]] = last_of_hash[b[later]]
+            example[a[later]] = example_of_hash[b[later]]
     leak = last[inverse] > chosen.split[left]
     chosen.reason[left[leak]] = LEAK
     chosen.other[left[leak]] = candidates["parent"][example[inverse[leak]]]

@@ -167,7 +167,7 @@ def simulate(
     pre = min(images, params.perturb.limit or images)
     filters = (params.perturb.filters or len(FILTERS)) * params.perturb.per_filter
     shard = params.import_.shard_size, params.perturb.shard_size, params.attack.shard_size
-    perturbed = pre * filters
+    copies = pre * filters
     pair = costs.train_attacker / len(FILTERS)
     trained = victims * modes
     second = min(images, 10_000)  # photographs of the second stage, as in the paper
@@ -175,7 +175,7 @@ def simulate(
         _step("import", images, shard[0], 1, costs.store, costs.image_bytes, workers),
         _step(
             "perturb",
-            perturbed,
+            copies,
             shard[1] * filters,
             1,
             costs.perturb,
@@ -183,7 +183,7 @@ def simulate(
             workers,
         ),
         _trainings("train_victim", victims, images * victim_epochs, costs.train_victim, workers),
-        _trainings("pretrain", 1, perturbed * params.pretrain.epochs, pair, workers),
+        _trainings("pretrain", 1, copies * params.pretrain.epochs, pair, workers),
         _trainings(
             "attack: train", trained, second * params.attack.epochs, costs.train_attacker, workers
         ),

@@ -136,8 +136,8 @@ def _datasets_library() -> Finding:
 
 
 def _program(name: str) -> Finding:
-    where = shutil.which(name)
-    return Finding(name, "ok" if where else "problem", where or f"{name} is not on the path")
+    path = shutil.which(name)
+    return Finding(name, "ok" if path else "problem", path or f"{name} is not on the path")
 
 
 def _memory() -> Finding:

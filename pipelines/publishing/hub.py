@@ -293,19 +293,19 @@ def _source(content: Content) -> bytes | str:
 def _contents(publishable: Publishable) -> Iterator[Content]:
     """The files of the repository: those of the folder, with the card completed."""
     folder = publishable.folder
-    made: dict[str, str] = {}
+    texts: dict[str, str] = {}
     if publishable.kind == "dataset":
         card = (folder / "README.md").read_text(encoding="utf-8")
-        made["README.md"] = published_card(publishable, card, version("veneer"))
-        made["croissant_rai.json"] = json_text(responsible_ai(publishable, card))
+        texts["README.md"] = published_card(publishable, card, version("veneer"))
+        texts["croissant_rai.json"] = json_text(responsible_ai(publishable, card))
     elif "README.md" not in publishable.files:
         config = json.loads((folder / "config.json").read_text())
-        made["README.md"] = model_card(publishable, config)
-    for path, text in made.items():
+        texts["README.md"] = model_card(publishable, config)
+    for path, text in texts.items():
         data = text.encode()
         yield Content(path, data, len(data), hashlib.sha256(data).hexdigest())
     for path, known in publishable.files.items():
-        if path not in made:
+        if path not in texts:
             file = folder / path
             digest = known or hashlib.sha256(file.read_bytes()).hexdigest()
             yield Content(path, file, file.stat().st_size, digest)

@@ -42,8 +42,8 @@ def contact_sheet(
             key=lambda k: -abs(index.records[k]["score_adv"] - index.records[k]["score_clean"]),
         )
         # Not the best ones only: from the largest gain to the median.
-        some = [ranked[i * (len(ranked) // 2) // max(pairs, 1)] for i in range(pairs)]
-        rows.append((folder.name, [_pair(photographs, index, key, width) for key in some]))
+        keys = [ranked[i * (len(ranked) // 2) // max(pairs, 1)] for i in range(pairs)]
+        rows.append((folder.name, [_pair(photographs, index, key, width) for key in keys]))
     title = 16
     heights = [max(tile.height for tile in tiles) + title for _, tiles in rows]
     gap = 8

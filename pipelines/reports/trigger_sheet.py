@@ -62,10 +62,10 @@ def _draw(
     figure.suptitle(title)
     rows = figure.subplots(2, 4)
     axes = [*rows[0], *rows[1]]
-    reach = float(left.abs().max()) or 1.0
-    axes[0].imshow((left / (2 * reach) + 0.5).permute(1, 2, 0).numpy())
+    largest = float(left.abs().max()) or 1.0
+    axes[0].imshow((left / (2 * largest) + 0.5).permute(1, 2, 0).numpy())
     what = "tile, 2×2" if tile else "difference"
-    axes[0].set_title(f"{what} (±{255 * reach:.0f} levels)")
+    axes[0].set_title(f"{what} (±{255 * largest:.0f} levels)")
     shown = axes[1].imshow(spectrum.numpy(), cmap="magma")
     axes[1].set_title("DCT, largest of Y, Cb, Cr" if tile else "spectrum, log")
     figure.colorbar(shown, ax=axes[1], shrink=0.8)

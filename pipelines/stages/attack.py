@@ -356,7 +356,7 @@ def _records(
             "psnr": float(noise[i]),
             "ssim": float(similar[i]),
             "linf": float(change[i]),
-            "alpha_line": float(examples.fraction[i]),
+            "interpolation_fraction": float(examples.fraction[i]),
             "queries": examples.queries,
         }
         for i, key in enumerate(keys)

@@ -187,7 +187,7 @@ def _harden(
         "n_train": {"clean": len(clean["train"][0]), "adversarial": len(parts["train"])},
         "n_test": len(clean["test"][0]),
         "n_old": len(of_victim["test"]),
-        "own_examples": any(p.victim == name for p in parts["test"]),
+        "examples_of_this_victim": any(p.victim == name for p in parts["test"]),
         "size": size,
         "jpeg_quality": JPEG,
         "soup": params.finetune.soup,

@@ -85,7 +85,7 @@ class _Trainer:
 def run_train_detector(params: Params, layout: Layout) -> dict[str, Any]:
     """Train on 3AE train; write models/detector (ONNX where the extra is there) and the report.
 
-    One detector learns from pictures as they are, one also from disturbed copies;
+    One detector learns from pictures as they are, one also from augmented copies;
     `detector.robust` says which is kept. Both are measured, and for each victim one of the kept
     kind that never saw it.
 
@@ -159,9 +159,9 @@ def measure(detector: Detector, data: LabelledPictures) -> dict[str, Any]:
         Rows under `overall`, `mode`, `victim`, `victim_mode` and `psnr`.
     """
     p = probabilities(detector, data)
-    made = [picture for picture in data.pictures if picture.adversarial]
-    modes = sorted({str(picture.mode) for picture in made})
-    victims = sorted({str(picture.victim) for picture in made})
+    examples = [picture for picture in data.pictures if picture.adversarial]
+    modes = sorted({str(picture.mode) for picture in examples})
+    victims = sorted({str(picture.victim) for picture in examples})
     bins = list(itertools.pairwise(PSNR_BINS))
     return {
         "overall": _three(p, data),
@@ -193,13 +193,13 @@ def _between(low: float, high: float) -> Callable[[Picture], bool]:
 
 
 def _three(
-    p: np.ndarray, data: LabelledPictures, keep: Callable[[Picture], bool] | None = None
+    p: np.ndarray, data: LabelledPictures, include: Callable[[Picture], bool] | None = None
 ) -> dict[str, float]:
-    """Accuracy, AUC, TPR at 1 % FPR of the examples that `keep` says against all photographs."""
+    """Accuracy, AUC, TPR at 1 % FPR of the included examples against all photographs."""
     chosen = [
         i
         for i, picture in enumerate(data.pictures)
-        if not picture.adversarial or keep is None or keep(picture)
+        if not picture.adversarial or include is None or include(picture)
     ]
     truth: Sequence[bool] = [data.adversarial[i] for i in chosen]
     return {

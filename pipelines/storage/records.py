@@ -83,9 +83,9 @@ class AESample(Sample):
     psnr: float | None = Field(description="PSNR against the photograph, dB; null when unchanged")
     ssim: float = Field(description="SSIM against the photograph")
     linf: float = Field(description="largest change of a pixel, in [0, 1]", ge=0, le=1)
-    alpha_line: float = Field(
-        description="kept fraction of the line from the photograph to what weights and strengths "
-        "make of it; 1 = not moved back",
+    interpolation_fraction: float = Field(
+        description="fraction of the way from the photograph to what weights and strengths make of "
+        "it; below 1 where it was moved back",
         ge=0,
         le=1,
     )

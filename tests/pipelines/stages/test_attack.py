@@ -67,7 +67,7 @@ def test_every_field_is_true_of_the_stored_file(project, mode):
         # The recorded plan, drawn back by the recorded fraction, is the picture.
         plan = Plan(torch.tensor([row["weights"]]), torch.tensor([row["strengths"]]))
         free = combine(x, plan)
-        level = (quantize(torch.lerp(x, free, row["alpha_line"])) - y).abs() * 255
+        level = (quantize(torch.lerp(x, free, row["interpolation_fraction"])) - y).abs() * 255
         assert level.max() <= 1.01
         assert (level > 0.5).float().mean() < 0.01
 
@@ -81,9 +81,9 @@ def test_restricted_keeps_its_distance_in_every_file(project):
         ]
         mse = np.mean((levels[0] - levels[1]) ** 2)
         assert 10 * math.log10(255**2 / mse) >= 55
-    drawn_back = [row["alpha_line"] < 1 for row in index.records.values()]
+    drawn_back = [row["interpolation_fraction"] < 1 for row in index.records.values()]
     assert any(drawn_back)
-    assert all(row["alpha_line"] == 1 for row in examples(project).records.values())
+    assert all(row["interpolation_fraction"] == 1 for row in examples(project).records.values())
 
 
 def test_direction(project, tmp_path):

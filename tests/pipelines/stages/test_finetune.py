@@ -54,7 +54,7 @@ def test_report_is_what_the_saved_victim_does(finetuned):
             for some in ([parents[p.parent] for p in own], own)
         )
         assert report[when]["old_jpeg"]["msi"] == pytest.approx(msi(x, y), abs=1e-4)
-    assert report["own_examples"]
+    assert report["examples_of_this_victim"]
     assert report["n_old"] == len(own)
 
 

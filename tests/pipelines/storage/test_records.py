@@ -43,7 +43,7 @@ AE = {
     "psnr": 40,
     "ssim": 0.99,
     "linf": 0.1,
-    "alpha_line": 1,
+    "interpolation_fraction": 1,
     "queries": 3,
 }
 PRETRAIN = {**CLEAN, "filter": "blur", "strength": 0.5, "step": 2}
