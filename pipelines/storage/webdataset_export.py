@@ -33,7 +33,8 @@ def export_webdataset(folder: Path, out: Path) -> list[ShardInfo]:
         InputError: `folder` is no finished Parquet data set, or `out` is a data set itself, whose
             shards would go too.
     """
-    manifest = read_manifest(folder, "package")
+    scheme = folder.name.partition("poisoned-")[2]
+    manifest = read_manifest(folder, f"poison {scheme}" if scheme else "package")
     files = [folder / "data" / name for name in manifest.shards]
     if not files or any(file.suffix != ".parquet" for file in files):
         raise InputError(f"{folder} must be a data set of Parquet files, got {manifest.stage}")
