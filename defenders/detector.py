@@ -273,11 +273,11 @@ def _check(train: LabelledImages, validation: LabelledImages, epochs: int, crop:
     if epochs < 1 or crop < 32:
         raise ValueError(f"epochs must be ≥ 1 and crop ≥ 32, got {epochs} and {crop}")
     for name, data in (("train", train), ("validation", validation)):
-        made = sum(data.adversarial)
-        if not made or made == len(data):
+        examples = sum(data.adversarial)
+        if examples in (0, len(data)):
             raise ValueError(
-                f"{name} must hold photographs and adversarial examples, got {len(data) - made} "
-                f"and {made}"
+                f"{name} must hold photographs and adversarial examples, got "
+                f"{len(data) - examples} and {examples}"
             )
 
 
@@ -358,8 +358,8 @@ def auc(p: ArrayLike, adversarial: Sequence[bool]) -> float:
     scores, truth = np.asarray(p), np.asarray(adversarial, bool)
     if truth.all() or not truth.any():
         return math.nan
-    made, clean = scores[truth], np.sort(scores[~truth])
-    below = np.searchsorted(clean, made, "left") + np.searchsorted(clean, made, "right")
+    examples, clean = scores[truth], np.sort(scores[~truth])
+    below = np.searchsorted(clean, examples, "left") + np.searchsorted(clean, examples, "right")
     return float(below.mean() / (2 * len(clean)))
 
 

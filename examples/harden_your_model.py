@@ -17,7 +17,7 @@ hardened = veneer.harden(
     model, learn[:48], learn_scores[:48], examples, low=0, high=10, size=96, epochs=5, lr=3e-4
 )
 
-print("model      mean gain of a new attack   agreement with the labels (SRCC)")
+print("model      mean gain of a new attack   agreement with the labels (SROCC)")
 for name, candidate in (("before", model), ("hardened", hardened)):
     result = veneer.attack(candidate, tests[:8], **settings)
     agreement = srocc(predict(candidate, tests), test_scores)

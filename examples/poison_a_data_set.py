@@ -55,6 +55,6 @@ for name, model in (
     print(
         f"  {name:26}",
         "   ".join(f"{alpha:+.1f}: {value:+.2f}" for alpha, value in change.items()),
-        f"  (SRCC on clean pictures {srocc(clean.numpy(), scores[200:]):.2f})",
+        f"  (SROCC on clean pictures {srocc(clean.numpy(), scores[200:]):.2f})",
     )
 print("The poisoner asked for +4 at strength +1 and for -4 at strength -1.")

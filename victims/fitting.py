@@ -61,7 +61,7 @@ class ScoredStream:
             yield images, self.mos[indices], self.std[indices]
 
 
-Scored = ScoredImages | ScoredStream
+ScoredDataset = ScoredImages | ScoredStream
 
 
 class FullTask:
@@ -86,8 +86,8 @@ class FullTask:
     def __init__(
         self,
         model: Nima,
-        train: Scored,
-        validation: Scored,
+        train: ScoredDataset,
+        validation: ScoredDataset,
         batch_size: int,
         num_workers: int,
         flip: bool,
@@ -98,7 +98,7 @@ class FullTask:
         self.size = len(train)
 
     def parameters(self, lr: float, head_lr: float) -> list[dict[str, Any]]:
-        """Unfreeze the model, and group its parameters for the optimiser.
+        """Unfreeze the model, and group its parameters for the optimizer.
 
         Args:
             lr: Learning rate of the backbone.
@@ -196,8 +196,8 @@ class HeadTask:
     def __init__(
         self,
         model: Nima,
-        train: Scored,
-        validation: Scored,
+        train: ScoredDataset,
+        validation: ScoredDataset,
         batch_size: int,
         num_workers: int,
         flip: bool,
@@ -221,10 +221,10 @@ class HeadTask:
             linear.weight.mul_(self.deviation)
 
     def parameters(self, lr: float, head_lr: float) -> list[dict[str, Any]]:
-        """Unfreeze the head, and group its parameters for the optimiser.
+        """Unfreeze the head, and group its parameters for the optimizer.
 
         Args:
-            lr: Not used, the backbone is frozen.
+            lr: Not used, as the backbone is frozen; `FullTask` takes the same arguments.
             head_lr: Learning rate of the head.
 
         Returns:
@@ -274,7 +274,7 @@ class HeadTask:
 
 
 @torch.no_grad()
-def _features(task: FullTask, data: Scored, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _features(task: FullTask, data: ScoredDataset, flip: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Features (views, N, C) of the images and of their mirror images, with mos and std (N,)."""
     parts = []
     for images, mos, std in task.load(data, None):

@@ -95,7 +95,6 @@ class ScalarHead(nn.Module):
         return self.scale.low + self.scale.range * logits.squeeze(1).sigmoid()
 
 
-Head = D10Head | ScalarHead
 HEADS: dict[str, type[D10Head] | type[ScalarHead]] = {"d10": D10Head, "scalar": ScalarHead}
 
 

@@ -27,7 +27,7 @@ def srocc(scores: ArrayLike, mos: ArrayLike) -> float:
     return _correlation(stats.spearmanr, scores, mos)
 
 
-def lcc(scores: ArrayLike, mos: ArrayLike) -> float:
+def plcc(scores: ArrayLike, mos: ArrayLike) -> float:
     """Pearson's linear correlation.
 
     Args:
@@ -87,14 +87,14 @@ def agreement(scores: ArrayLike, mos: ArrayLike, scale: ScoreScale) -> dict[str,
         scale: of both; its threshold separates poor from good.
 
     Returns:
-        `srocc`, `lcc`, `rmse` and `accuracy`.
+        `srocc`, `plcc`, `rmse` and `accuracy`.
 
     Raises:
         ValueError: for values that are not finite, or of different lengths.
     """
     return {
         "srocc": srocc(scores, mos),
-        "lcc": lcc(scores, mos),
+        "plcc": plcc(scores, mos),
         "rmse": rmse(scores, mos),
         "accuracy": binary_accuracy(scores, mos, scale.threshold),
     }

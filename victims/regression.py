@@ -80,35 +80,35 @@ SCHEDULES = {
 }
 
 
-def l1_loss(model: QualityModel, crops: Tensor, wanted: Tensor) -> Tensor:
+def l1_loss(model: QualityModel, crops: Tensor, targets: Tensor) -> Tensor:
     """Mean absolute error of the quality.
 
     Args:
         model: Quality model that scores the crops.
         crops: (N,3,S,S) in [0,1].
-        wanted: (N,) labels as quality: 0 to 1 from the low to the high end of the scale, or beyond.
+        targets: (N,) labels as quality: 0 to 1 from the low to the high end of the scale.
 
     Returns:
         (), in % of the scale.
     """
-    return 100 * (model.quality(crops) - wanted).abs().mean()
+    return 100 * (model.quality(crops) - targets).abs().mean()
 
 
-def mse_loss(model: QualityModel, crops: Tensor, wanted: Tensor) -> Tensor:
+def mse_loss(model: QualityModel, crops: Tensor, targets: Tensor) -> Tensor:
     """Mean squared error of the quality.
 
     Args:
         model: Quality model that scores the crops.
         crops: (N,3,S,S) in [0,1].
-        wanted: (N,) labels as quality: 0 to 1 from the low to the high end of the scale, or beyond.
+        targets: (N,) labels as quality: 0 to 1 from the low to the high end of the scale.
 
     Returns:
         (), in squared % of the scale.
     """
-    return (100 * (model.quality(crops) - wanted)).square().mean()
+    return (100 * (model.quality(crops) - targets)).square().mean()
 
 
-def tres_loss(model: QualityModel, crops: Tensor, wanted: Tensor) -> Tensor:
+def tres_loss(model: QualityModel, crops: Tensor, targets: Tensor) -> Tensor:
     """L1 on the crops and their mirror images, their consistency, and relative ranking.
 
     L1 + CONSISTENCY * consistency + RANKING * ranking: the L1 error is the mean over both views,
@@ -120,19 +120,19 @@ def tres_loss(model: QualityModel, crops: Tensor, wanted: Tensor) -> Tensor:
     Args:
         model: Quality model that scores the crops.
         crops: (N,3,S,S) in [0,1].
-        wanted: (N,) labels as quality: 0 to 1 from the low to the high end of the scale, or beyond.
+        targets: (N,) labels as quality: 0 to 1 from the low to the high end of the scale.
 
     Returns:
         (), in % of the scale.
     """
     both = model.quality(torch.cat([crops, crops.flip(3)]))
     ahead, mirrored = both.chunk(2)
-    error = ((ahead - wanted).abs().mean() + (mirrored - wanted).abs().mean()) / 2
+    error = ((ahead - targets).abs().mean() + (mirrored - targets).abs().mean()) / 2
     consistency = (ahead - mirrored).abs().mean()
-    return 100 * (error + CONSISTENCY * consistency + RANKING * ranking_loss(ahead, wanted))
+    return 100 * (error + CONSISTENCY * consistency + RANKING * ranking_loss(ahead, targets))
 
 
-def ranking_loss(quality: Tensor, wanted: Tensor) -> Tensor:
+def ranking_loss(quality: Tensor, targets: Tensor) -> Tensor:
     """Relative ranking: the best is nearer to the second best than to the worst, and mirrored.
 
     The margins are the differences of the labels, so that scores equal to them lose nothing.
@@ -140,18 +140,18 @@ def ranking_loss(quality: Tensor, wanted: Tensor) -> Tensor:
 
     Args:
         quality: (N,) predicted, as shares of the scale.
-        wanted: (N,) labels in the same unit, which decide what is best and worst.
+        targets: (N,) labels in the same unit, which decide what is best and worst.
 
     Returns:
         (), at least 0, as a share of the scale: the sum of both triplet losses; 0 for N < 3.
     """
-    if len(wanted) < 3:
+    if len(targets) < 3:
         return quality.sum() * 0
-    order = wanted.argsort()
+    order = targets.argsort()
     worst, second_worst, second, best = order[[0, 1, -2, -1]].tolist()
 
     def triplet(anchor: int, near: int, far: int) -> Tensor:
-        margin = (wanted[near] - wanted[far]).abs()
+        margin = (targets[near] - targets[far]).abs()
         closer = (quality[anchor] - quality[near]).abs() - (quality[anchor] - quality[far]).abs()
         return functional.relu(closer + margin)
 
@@ -180,7 +180,7 @@ def train_regressor(
 ) -> list[Row]:
     """Train in place on one random crop and flip of each image per epoch.
 
-    Keeps the epoch of highest SRCC on validation (five crops), or the last where there is none.
+    Keeps the epoch of highest SROCC on validation (five crops), or the last where there is none.
     Running statistics of the backbone's batch norms stay. The same seed and number of threads give
     the same weights.
 
@@ -198,7 +198,7 @@ def train_regressor(
         **hooks: Resumption, checkpoints and progress, see `victims.loop.Hooks`.
 
     Returns:
-        A row per epoch, epoch 0 (untrained) first: loss, lr, and srocc, lcc, rmse on validation.
+        A row per epoch, epoch 0 (untrained) first: loss, lr, and srocc, plcc, rmse on validation.
 
     Raises:
         ValueError: For bad arguments.
@@ -206,8 +206,8 @@ def train_regressor(
     """
     name = loss or model.loss
     _check(images, labels, name, batch_size)
-    wanted = torch.tensor([float(label) for label in labels], dtype=torch.float64)
-    wanted = ((wanted - model.scale.low) / model.scale.range).float().to(model.device)
+    targets = torch.tensor([float(label) for label in labels], dtype=torch.float64)
+    targets = ((targets - model.scale.low) / model.scale.range).float().to(model.device)
     generator = torch.Generator().manual_seed(seed)
     optimizers = [_optimizer(model, phase) for phase in phases]
     plan = [
@@ -220,7 +220,7 @@ def train_regressor(
         for part, batch in read_batches(images, batch_size, generator):
             whole = [image.to(model.device)[None] for image in batch]
             crops = random_crops(whole, model.input_size, generator)[:, 0].float() / 255
-            yield LOSSES[name](model, crops, wanted[part.to(model.device)]), len(part)
+            yield LOSSES[name](model, crops, targets[part.to(model.device)]), len(part)
 
     def run_epoch(epoch: int) -> Row:
         phase, optimizer, turn = plan[epoch - 1]

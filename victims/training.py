@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from victims.fitting import FullTask, HeadTask, Scored, ScoredStream
+from victims.fitting import FullTask, HeadTask, ScoredDataset, ScoredStream
 from victims.heads import D10Head, d10_targets, emd_loss
 from victims.loop import Hooks, RandomState, Row, Stateful, best_epoch, fit, take_steps
 from victims.metrics import agreement
@@ -30,7 +30,7 @@ class TrainingResult:
     Args:
         best_epoch: The chosen epoch; 0: the weights as they came.
         history: Rows by epoch, epoch 0 first: epoch, loss (mean over the training images), lr or
-            penalty (both from epoch 1 on), and srocc, lcc, rmse and accuracy on the validation
+            penalty (both from epoch 1 on), and srocc, plcc, rmse and accuracy on the validation
             split.
     """
 
@@ -45,8 +45,8 @@ class TrainingResult:
 
 def train_victim(
     model: Nima,
-    train: Scored,
-    validation: Scored,
+    train: ScoredDataset,
+    validation: ScoredDataset,
     *,
     loss: str = "emd",
     epochs: int = 10,
@@ -65,7 +65,7 @@ def train_victim(
 ) -> TrainingResult:
     """Train a victim in place; leave its best epoch in it.
 
-    The best epoch is the one of highest SRCC on validation. On a CPU the same seed gives the same
+    The best epoch is the one of highest SROCC on validation. On a CPU the same seed gives the same
     weights, whatever the global random state; on a GPU it computes in bfloat16.
 
     Args:
@@ -104,7 +104,7 @@ def train_victim(
     _check_solver(solver, freeze_backbone)
     _check_data(train=train, validation=validation)
     rates = (lr, 10 * lr if head_lr is None else head_lr)
-    with _own_randomness(seed, model.device):
+    with _seeded(seed, model.device):
         task: HeadTask | FullTask
         data = (model, train, validation, batch_size, num_workers, flip)
         if freeze_backbone:
@@ -264,7 +264,7 @@ class RegularizationPath:
 
 
 @contextmanager
-def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generator (which dropout draws from), and restore it afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
@@ -292,7 +292,7 @@ def _check_solver(solver: str, freeze_backbone: bool) -> None:
         raise ValueError("solver must be adamw where freeze_backbone is false, got 'lbfgs'")
 
 
-def _check_data(**splits: Scored) -> None:
+def _check_data(**splits: ScoredDataset) -> None:
     for name, split in splits.items():
         if not len(split):
             raise ValueError(f"{name} must have at least 1 image, got 0")

@@ -351,30 +351,3 @@ parameter; here each has a strength, so that the first stage can undo it and the
 something."""
 
 FILTER_NAMES = tuple(FILTERS)
-
-
-def apply_filter(name: str, images: Tensor, p: Tensor) -> Tensor:
-    """Apply one filter by name, with its arguments checked.
-
-    Args:
-        name: one of FILTER_NAMES.
-        images: float (N,3,H,W) in [0,1].
-        p: strengths (N,) in [-1,1].
-
-    Returns:
-        The shape of images, in [0,1].
-
-    Raises:
-        ValueError: for an unknown name, a wrong shape or a strength out of range.
-    """
-    if name not in FILTERS:
-        raise ValueError(f"filter must be one of {', '.join(FILTERS)}; got {name!r}")
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ValueError(
-            f"images must be float (N,3,H,W), got {images.dtype} {tuple(images.shape)}"
-        )
-    if p.shape != images.shape[:1]:
-        raise ValueError(f"p must have shape ({len(images)},), got {tuple(p.shape)}")
-    if not bool((p.abs() <= 1).all()):
-        raise ValueError(f"p must lie in [-1, 1], got {p.tolist()}")
-    return FILTERS[name](images, p)

@@ -206,7 +206,7 @@ def _meter(seed: int, trigger: Injector, pictures: Pictures, delta_y: float) -> 
         found = backdoor_metrics(measured.changes, delta_y)
         values = {
             "rmse": benign["rmse"],
-            "plcc": benign["lcc"],
+            "plcc": benign["plcc"],
             "srocc": benign["srocc"],
             "mmae": found["mmae"],
             "mmra": found["mmra"],

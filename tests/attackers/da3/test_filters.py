@@ -16,7 +16,6 @@ from attackers.da3.convolution import gaussian
 from attackers.da3.filters import (
     FILTERS,
     MARGIN,
-    apply_filter,
     clamp_through,
     scaled_sigmoid,
 )
@@ -400,26 +399,3 @@ def test_clamp_passes_gradient_within_the_margin(value):
     if abs(value + MARGIN) > 1e-6 and abs(value - 1 - MARGIN) > 1e-6:
         assert float(gradient) == (3 if -MARGIN < value < 1 + MARGIN else 0)
     assert torch.equal(clamp_through(x.detach()), out)
-
-
-@pytest.mark.parametrize(
-    ("name", "images", "p", "message"),
-    [
-        ("warp", torch.rand(1, 3, 4, 4), torch.zeros(1), "filter must be one of bright, .*'warp'"),
-        ("hue", torch.rand(3, 4, 4), torch.zeros(1), r"images must be float \(N,3,H,W\), got"),
-        ("hue", torch.rand(1, 1, 4, 4), torch.zeros(1), r"images must be float \(N,3,H,W\), got"),
-        ("hue", torch.ones(1, 3, 4, 4).byte(), torch.zeros(1), "got torch.uint8"),
-        ("hue", torch.rand(2, 3, 4, 4), torch.zeros(1), r"p must have shape \(2,\), got \(1,\)"),
-        ("hue", torch.rand(1, 3, 4, 4), torch.tensor([1.5]), r"p must lie in \[-1, 1\]"),
-        ("hue", torch.rand(1, 3, 4, 4), torch.tensor([math.nan]), r"p must lie in \[-1, 1\]"),
-    ],
-)
-def test_apply_filter_refuses_wrong_arguments(name, images, p, message):
-    with pytest.raises(ValueError, match=message):
-        apply_filter(name, images, p)
-
-
-@every_filter
-def test_apply_filter_applies_it(name):
-    x, p = photograph(), strengths(0.3, -0.6)
-    assert torch.equal(apply_filter(name, x, p), FILTERS[name](x, p))

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attackers.da3.adt import ADT
-from attackers.da3.filters import FILTER_NAMES, FILTERS, apply_filter
+from attackers.da3.filters import FILTER_NAMES, FILTERS
 from attackers.da3.pretraining import (
     MAX_STRENGTH,
     draw_strengths,
@@ -48,7 +48,7 @@ def pairs_of(clean, names, t, steps, seed):
     generator = torch.Generator().manual_seed(seed)
     return {
         name: (
-            apply_filter(name, clean, draw_strengths(name, t, steps, len(clean), generator)),
+            FILTERS[name](clean, draw_strengths(name, t, steps, len(clean), generator)),
             clean,
         )
         for name in names
