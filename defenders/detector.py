@@ -12,9 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from victims.checks import check_whole_number
 from victims.loop import Hooks, Row, fit, take_steps
 
 MAX_PARAMETERS = 600_000
+MIN_SIDE = 32  # pixels, of a picture and of a crop
 _RESIDUE = 8 / 255  # residues beyond eight grey levels are edges, not traces
 
 
@@ -270,14 +272,14 @@ def train_detector(
 
 
 def _check(train: LabelledImages, validation: LabelledImages, epochs: int, crop: int) -> None:
-    if epochs < 1 or crop < 32:
-        raise ValueError(f"epochs must be ≥ 1 and crop ≥ 32, got {epochs} and {crop}")
+    check_whole_number("epochs", epochs, 1)
+    check_whole_number("crop", crop, MIN_SIDE)
     for name, data in (("train", train), ("validation", validation)):
-        made = sum(data.adversarial)
-        if not made or made == len(data):
+        examples = sum(data.adversarial)
+        if not examples or examples == len(data):
             raise ValueError(
-                f"{name} must hold photographs and adversarial examples, got {len(data) - made} "
-                f"and {made}"
+                f"{name} must hold photographs and adversarial examples, got "
+                f"{len(data) - examples} and {examples}"
             )
 
 
@@ -358,8 +360,8 @@ def auc(p: ArrayLike, adversarial: Sequence[bool]) -> float:
     scores, truth = np.asarray(p), np.asarray(adversarial, bool)
     if truth.all() or not truth.any():
         return math.nan
-    made, clean = scores[truth], np.sort(scores[~truth])
-    below = np.searchsorted(clean, made, "left") + np.searchsorted(clean, made, "right")
+    examples, clean = scores[truth], np.sort(scores[~truth])
+    below = np.searchsorted(clean, examples, "left") + np.searchsorted(clean, examples, "right")
     return float(below.mean() / (2 * len(clean)))
 
 
