@@ -104,11 +104,11 @@ def test_a_detector_learns_in_memory(pixels):
         )
         for p in clean
     ]
-    detector = veneer.train_detector(clean, noisy, epochs=12, crop=32)
+    detector = veneer.train_detector(clean, noisy, epochs=40, crop=32)
     low, high = veneer.detect(clean, detector), veneer.detect(noisy, detector)
     assert low.shape == high.shape == (16,)
     assert low.max() < high.min()
-    again = veneer.train_detector(clean, noisy, epochs=12, crop=32)
+    again = veneer.train_detector(clean, noisy, epochs=40, crop=32)
     assert np.array_equal(veneer.detect(noisy, again), high)
 
 
