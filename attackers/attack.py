@@ -20,16 +20,23 @@ from attackers.da3.attacking import train_attacker as train_in_place
 from attackers.da3.refinement import refine
 from attackers.metrics import top_filters
 from attackers.objectives import Direction, Objective
-from attackers.projections import project_to_min_psnr, psnr, quantize, ssim
+from attackers.projections import (
+    MAX_PSNR,
+    SSIM_WINDOW,
+    project_to_min_psnr,
+    psnr,
+    quantize,
+    ssim,
+)
 from victims.adapters.images import Images, read_images
 from victims.adapters.model import as_victim, device_of, frozen, is_victim
-from victims.base import ScoreScale, Victim, resize
+from victims.base import ScoreScale, Victim, squash
+from victims.checks import check_number, check_seed, check_share, check_whole_number
+from victims.splits import hold_out
 
 Method = Literal["da3", "pgd"]
 Array = NDArray[np.float64]
-MAX_PSNR = 100.0  # of an image that did not change
 MAX_BATCH = 64
-SSIM_WINDOW = 11
 _UNLIMITED_PROBE = 512 * 512  # larger pictures are not what a model is probed with
 
 
@@ -79,7 +86,7 @@ class AttackResult:
             is not named.
 
         Raises:
-            ValueError: Without a plan, that is unless the method is "da3".
+            ValueError: For another count, or without a plan, that is unless the method is "da3".
         """
         if self.weights is None or self.strengths is None:
             raise ValueError("method must be da3 for a plan of filters, got one without a plan")
@@ -107,7 +114,7 @@ class _Settings:
 
 
 # (victim, images) -> examples on the 8-bit grid, plan, scores of the images and of the examples.
-_Made = tuple[Tensor, Plan | None, Tensor, Tensor]
+_AttackedBatch = tuple[Tensor, Plan | None, Tensor, Tensor]
 
 
 class _Counted:
@@ -180,11 +187,10 @@ def attack(
     Raises:
         ValueError: For a bad argument, or a model that breaks the contract (see `as_victim`).
     """
-    _check(method, eps, steps, attacker, batch_size)
-    Objective(direction=direction, min_psnr=min_psnr)  # checks both
+    settings = _Settings(direction, min_psnr, eps, steps, attacker, queries, seed)
+    _check(method, settings, batch_size)
     read = read_images(images)
     victim = _probed(model, read.tensors[0])
-    settings = _Settings(direction, min_psnr, eps, steps, attacker, queries, seed)
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(read.tensors):
         by_size.setdefault(tuple(image.shape), []).append(index)
@@ -242,13 +248,13 @@ def train_attacker(
         model: A victim with a scale (`as_victim` with low and high).
         images: Photographs, at least two, see `read_images`; squashed to `size`. No labels.
         objective: What to learn; `Objective()` unless given.
-        epochs: Passes over the photographs.
+        epochs: Passes over the photographs, at least 0.
         size: Side in pixels of the training images, at least the ADT's; unless given the model's
             input size where it has one, else the ADT's size.
         held_out: Share of the photographs, in (0,1), that chooses the epoch.
         config: Shape of the ADT; smaller ones train faster.
-        batch_size: Photographs per step.
-        lr: Learning rate of Adam.
+        batch_size: Photographs per step, at least 1.
+        lr: Learning rate of Adam, above 0.
         seed: Of the weights and of the order.
         report: Called with the row of each epoch: loss, rasr (%), msi (victim's unit), calls.
 
@@ -258,24 +264,27 @@ def train_attacker(
     Raises:
         ValueError: For a bad argument, fewer than two images, or a model without a scale.
     """
+    _check_training(objective, epochs, held_out, batch_size, lr)
+    check_seed(seed)
+    attacker = DA3Attacker(config, seed=seed)
+    least = attacker.adt.config.size
+    if size is not None:
+        check_whole_number("size", size, least)
     victim = as_victim(model)
     _ = victim.scale  # refuses a victim without one
+    attacker = attacker.to(device_of(victim))
     read = read_images(images)
-    if len(read) < 2 or not 0 < held_out < 1:
-        raise ValueError(
-            f"images must be at least 2 and held_out in (0, 1), got {len(read)} and {held_out:g}"
-        )
-    attacker = DA3Attacker(config, seed=seed).to(device_of(victim))
-    side = size or max(getattr(victim, "input_size", None) or 0, attacker.adt.config.size)
-    squashed = torch.cat([_squash(image, side) for image in read.tensors])
-    order = torch.randperm(len(read), generator=torch.Generator().manual_seed(seed))
-    count = min(max(1, round(held_out * len(read))), len(read) - 1)
+    if len(read) < 2:
+        raise ValueError(f"images must be at least 2, got {len(read)}")
+    side = size or max(getattr(victim, "input_size", None) or 0, least)
+    squashed = torch.stack([squash(image.float() / 255, side) for image in read.tensors])
+    train, validation = hold_out(len(read), held_out, seed)
     with frozen(victim):
         train_in_place(
             attacker,
             victim,
-            squashed[order[count:]],
-            squashed[order[:count]],
+            squashed[train],
+            squashed[validation],
             objective=objective or Objective(),
             epochs=epochs,
             batch_size=batch_size,
@@ -314,7 +323,7 @@ def _probed(model: Victim | Callable[[Any], Any], image: Tensor) -> Victim:
 
 
 def _rows(
-    victim: Victim, batch: Tensor, method: Callable[..., _Made], settings: _Settings
+    victim: Victim, batch: Tensor, method: Callable[..., _AttackedBatch], settings: _Settings
 ) -> list[dict[str, Any]]:
     """What is known of each of a batch of uint8 pictures; in halves where memory runs out."""
     images = batch.float() / 255
@@ -351,7 +360,7 @@ def _ssim(images: Tensor, others: Tensor) -> Tensor:
     return ssim(images, others)
 
 
-def _da3(victim: Victim, images: Tensor, settings: _Settings) -> _Made:
+def _da3(victim: Victim, images: Tensor, settings: _Settings) -> _AttackedBatch:
     plan = None
     if settings.attacker is not None:
         with torch.no_grad():
@@ -370,7 +379,7 @@ def _da3(victim: Victim, images: Tensor, settings: _Settings) -> _Made:
     )
 
 
-def _pgd(victim: Victim, images: Tensor, settings: _Settings) -> _Made:
+def _pgd(victim: Victim, images: Tensor, settings: _Settings) -> _AttackedBatch:
     # Down to the 8-bit grid, or rounding would leave the ball; up where min_psnr is the bound.
     if settings.eps is not None:
         eps = math.floor(settings.eps * 255 + 1e-6) / 255
@@ -391,33 +400,48 @@ def _pgd(victim: Victim, images: Tensor, settings: _Settings) -> _Made:
     return examples, None, clean, torch.where(better, scores, clean)
 
 
-METHODS: dict[Method, Callable[[Victim, Tensor, _Settings], _Made]] = {"da3": _da3, "pgd": _pgd}
+METHODS: dict[Method, Callable[[Victim, Tensor, _Settings], _AttackedBatch]] = {
+    "da3": _da3,
+    "pgd": _pgd,
+}
 
 
-def _squash(image: Tensor, side: int) -> Tensor:
-    return resize(image[None].float(), side).round().clamp(0, 255).byte()
-
-
-def _check(
-    method: str,
-    eps: float | None,
-    steps: int | None,
-    attacker: object,
-    batch_size: int | None,
-) -> None:
+def _check(method: str, settings: _Settings, batch_size: int | None) -> None:
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
-    if eps is not None and method != "pgd":
-        raise ValueError(f"eps must be given for method pgd only, got {eps:g} for {method}")
-    if eps is not None and not 1 / 255 - 1e-9 <= eps <= 1:
-        hint = f" (did you mean {eps:g}/255?)" if 1 < eps <= 255 else ""
-        raise ValueError(f"eps must be in [1/255, 1], got {eps:g}{hint}")
+    Objective(direction=settings.direction, min_psnr=settings.min_psnr)  # checks both
+    if settings.eps is not None:
+        _check_eps(method, settings.eps)
+    attacker: object = settings.attacker
     if attacker is not None and method != "da3":
         raise ValueError(f"attacker must be given for method da3 only, got one for {method}")
     if attacker is not None and not isinstance(attacker, DA3Attacker):
         raise ValueError(f"attacker must be a DA3Attacker, got {type(attacker).__name__}")
-    least = 0 if method == "da3" else 1
-    if steps is not None and steps < least:
-        raise ValueError(f"steps must be at least {least}, got {steps}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if settings.steps is not None:
+        check_whole_number("steps", settings.steps, 0 if method == "da3" else 1)
+    check_whole_number("queries", settings.queries, 2)
+    if settings.queries % 2:
+        raise ValueError(f"queries must be even, got {settings.queries}")
+    if batch_size is not None:
+        check_whole_number("batch_size", batch_size, 1)
+    check_seed(settings.seed)
+
+
+def _check_eps(method: str, eps: float) -> None:
+    check_number("eps", eps)
+    if method != "pgd":
+        raise ValueError(f"eps must be given for method pgd only, got {eps:g} for {method}")
+    if not 1 / 255 - 1e-9 <= eps <= 1:
+        hint = f" (did you mean {eps:g}/255?)" if 1 < eps <= 255 else ""
+        raise ValueError(f"eps must be in [1/255, 1], got {eps:g}{hint}")
+
+
+def _check_training(
+    objective: object, epochs: int, held_out: float, batch_size: int, lr: float
+) -> None:
+    if objective is not None and not isinstance(objective, Objective):
+        raise ValueError(f"objective must be an Objective, got {type(objective).__name__}")
+    check_whole_number("epochs", epochs, 0)
+    check_share("held_out", held_out)
+    check_whole_number("batch_size", batch_size, 1)
+    check_number("lr", lr, above=0)

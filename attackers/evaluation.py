@@ -6,13 +6,12 @@ import torch
 from numpy.typing import ArrayLike
 
 from attackers.metrics import basr, msi, rasr
-from attackers.objectives import Direction
-from attackers.projections import psnr
+from attackers.objectives import Direction, check_direction
+from attackers.projections import MAX_PSNR, psnr
 from victims.adapters.images import Images, read_images
 from victims.adapters.model import as_victim, device_of, frozen
 from victims.base import Victim, score_images
-
-MAX_PSNR = 100.0  # of an image that did not change
+from victims.checks import check_whole_number, read_scores
 
 
 def evaluate(
@@ -36,7 +35,7 @@ def evaluate(
         adversarial: The example of each, of the same size, in the same order.
         direction: What the examples were to do with the score.
         mos: (N,) opinion scores, to tell poor pictures by instead of by the model's own scores.
-        batch_size: Images of one size that are scored together.
+        batch_size: Images of one size that are scored together, at least 1.
 
     Returns:
         n; basr: share of poor pictures whose example is scored good, %; rasr: share of examples
@@ -45,14 +44,17 @@ def evaluate(
         NaN, with a warning, where no picture counts. Source: DA3Attacker, Sec. IV-B.
 
     Raises:
-        ValueError: For images that do not pair, or a model without a scale or with scores that are
-            not finite.
+        ValueError: For a bad argument, images that do not pair, or a model without a scale or with
+            scores that are not finite.
     """
+    check_direction(direction)
+    check_whole_number("batch_size", batch_size, 1)
     pictures, examples = read_images(clean, "clean"), read_images(adversarial, "adversarial")
     if len(pictures) != len(examples):
         raise ValueError(
             f"clean and adversarial must be as many, got {len(pictures)} and {len(examples)}"
         )
+    opinions = None if mos is None else read_scores("mos", mos, len(pictures))
     for x, y, name in zip(pictures.tensors, examples.tensors, examples.names, strict=True):
         if x.shape != y.shape:
             raise ValueError(
@@ -73,7 +75,7 @@ def evaluate(
     ).clamp_max(MAX_PSNR)
     return {
         "n": float(len(before)),
-        "basr": basr(before, after, threshold, direction=direction, mos=mos),
+        "basr": basr(before, after, threshold, direction=direction, mos=opinions),
         "rasr": rasr(before, after, direction=direction),
         "msi": msi(before, after, direction=direction),
         "score_clean": float(before.mean()),

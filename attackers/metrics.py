@@ -8,18 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from attackers.da3.filters import FILTER_NAMES
-from attackers.objectives import Direction
-
-
-def _scores(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite numbers in one row, got {array}")
-    return array
+from attackers.objectives import Direction, check_direction
+from victims.checks import check_whole_number, read_scores
 
 
 def _pair(clean: ArrayLike, adversarial: ArrayLike) -> tuple[NDArray[np.float64], ...]:
-    x, y = _scores("clean", clean), _scores("adversarial", adversarial)
+    x, y = read_scores("clean", clean), read_scores("adversarial", adversarial)
     if len(x) != len(y):
         raise ValueError(
             f"clean and adversarial must have the same length, got {len(x)} and {len(y)}"
@@ -51,10 +45,11 @@ def basr(
         In %; NaN with a warning where no image is poor.
 
     Raises:
-        ValueError: for scores that are not finite, or of different lengths.
+        ValueError: for scores that are not finite or of different lengths, or another direction.
     """
+    check_direction(direction)
     x, y = _pair(clean, adversarial)
-    poor = (x if mos is None else _scores("mos", mos)) <= threshold
+    poor = (x if mos is None else read_scores("mos", mos, len(x))) <= threshold
     if direction == "lower":
         targets, success = ~poor, y <= threshold
     else:
@@ -78,7 +73,7 @@ def rasr(clean: ArrayLike, adversarial: ArrayLike, *, direction: Direction = "ra
         In %; NaN with a warning where there are no images.
 
     Raises:
-        ValueError: for scores that are not finite, or of different lengths.
+        ValueError: for scores that are not finite or of different lengths, or another direction.
     """
     gain = _gain(clean, adversarial, direction)
     return float(100 * (gain > 0).mean()) if len(gain) else _empty("RASR")
@@ -96,13 +91,14 @@ def msi(clean: ArrayLike, adversarial: ArrayLike, *, direction: Direction = "rai
         In the victim's unit; NaN with a warning where there are no images.
 
     Raises:
-        ValueError: for scores that are not finite, or of different lengths.
+        ValueError: for scores that are not finite or of different lengths, or another direction.
     """
     gain = _gain(clean, adversarial, direction)
     return float(gain.mean()) if len(gain) else _empty("MSI")
 
 
 def _gain(clean: ArrayLike, adversarial: ArrayLike, direction: Direction) -> NDArray[np.float64]:
+    check_direction(direction)
     x, y = _pair(clean, adversarial)
     gain = y - x
     return gain if direction == "raise" else -gain
@@ -140,11 +136,15 @@ def top_filters(weights: ArrayLike, strengths: ArrayLike, count: int = 2) -> lis
     Args:
         weights: (N,14).
         strengths: (N,14); a filter of strength 0 does nothing and is not named.
-        count: names per image.
+        count: names per image, at least 1.
 
     Returns:
         N tuples of at most `count` names, in descending order of weight.
+
+    Raises:
+        ValueError: for another count.
     """
+    check_whole_number("count", count, 1)
     active = np.where(np.asarray(strengths) != 0, np.asarray(weights), -np.inf)
     order = np.argsort(-active, axis=1, kind="stable")[:, :count]
     return [
@@ -159,7 +159,7 @@ def filter_shares(weights: ArrayLike, strengths: ArrayLike, count: int = 2) -> d
     Args:
         weights: (N,14).
         strengths: (N,14).
-        count: filters per image.
+        count: filters per image, at least 1.
 
     Returns:
         % by name, for all 14 filters.

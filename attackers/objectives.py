@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from victims.checks import check_number, check_share
 
 Direction = Literal["raise", "lower"]
 UNIT_PIXELS = 224 * 224 * 3  # G means the same at any size: as if the picture were 224×224
@@ -36,16 +38,30 @@ class Objective:
     min_psnr: float | None = None
 
     def __post_init__(self) -> None:
-        if self.direction not in ("raise", "lower"):
-            raise ValueError(f"direction must be raise or lower, got {self.direction!r}")
+        check_direction(self.direction)
         for name in ("eta", "alpha", "lam"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number ≥ 0, got {value}")
-        if not 0 < self.pixels <= 1:
-            raise ValueError(f"pixels must be in (0, 1], got {self.pixels}")
-        if self.min_psnr is not None and not 0 < self.min_psnr < 100:
-            raise ValueError(f"min_psnr must be between 0 and 100 dB, got {self.min_psnr}")
+            check_number(name, value)
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        check_share("pixels", self.pixels, may_be_one=True)
+        if self.min_psnr is not None:
+            check_number("min_psnr", self.min_psnr)
+            if not 0 < self.min_psnr < 100:
+                raise ValueError(f"min_psnr must be between 0 and 100 dB, got {self.min_psnr}")
+
+
+def check_direction(direction: object) -> None:
+    """Check the direction of an attack.
+
+    Args:
+        direction: its value.
+
+    Raises:
+        ValueError: for other than "raise" and "lower".
+    """
+    if direction not in get_args(Direction):
+        raise ValueError(f"direction must be raise or lower, got {direction!r}")
 
 
 def score_hinge(clean: Tensor, adversarial: Tensor, eta: float, direction: Direction) -> Tensor:

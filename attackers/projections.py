@@ -8,6 +8,7 @@ from kornia import metrics
 from torch import Tensor
 
 SSIM_WINDOW = 11
+MAX_PSNR = 100.0  # dB, of an image that did not change: no infinity in a table or a record
 
 
 def inference_chunk_size(images: Tensor) -> int:

@@ -114,9 +114,9 @@ def run_parts(root: Path, size: int) -> dict[str, float]:
     import torch
 
     from attackers.da3.filters import FILTERS
-    from pipelines.readers.pictures import squash
     from pipelines.storage.images import decode_png, to_tensor, to_uint8
     from pipelines.storage.shards import ShardIndex
+    from victims.base import squash
 
     torch.set_num_threads(1)
     index = ShardIndex(root / "datasets" / "clean")

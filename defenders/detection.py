@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defenders.detector import Detector
+from defenders.detector import MIN_SIDE, Detector
 from defenders.detector import train_detector as train_in_place
 from victims.adapters.images import Images, read_images
 from victims.adapters.model import device_of, frozen
-
-MIN_SIDE = 32
+from victims.checks import check_seed, check_share, check_whole_number
+from victims.splits import hold_out
 
 
 def detect(images: Images, detector: Detector) -> NDArray[np.float64]:
@@ -78,22 +78,24 @@ def train_detector(
     Raises:
         ValueError: For a bad argument or too few images.
     """
+    check_whole_number("epochs", epochs, 1)
+    check_whole_number("crop", crop, MIN_SIDE)
+    check_share("validation", validation)
+    check_seed(seed)
     clean = read_images(photographs, "photographs").tensors
-    made = read_images(adversarial, "adversarial").tensors
-    if min(len(clean), len(made)) < 2 or not 0 < validation < 1:
+    examples = read_images(adversarial, "adversarial").tensors
+    if min(len(clean), len(examples)) < 2:
         raise ValueError(
-            "photographs and adversarial must be at least 2 each and validation in (0, 1), "
-            f"got {len(clean)}, {len(made)} and {validation:g}"
+            "photographs and adversarial must be at least 2 each, "
+            f"got {len(clean)} and {len(examples)}"
         )
-    train, held_out = _Labelled([], []), _Labelled([], [])
-    for group, label in ((clean, False), (made, True)):
+    parts = _Labelled([], []), _Labelled([], [])
+    for group, label in ((clean, False), (examples, True)):
         # The same seed: equal counts split alike, so that pairs stay together.
-        order = np.random.default_rng(seed).permutation(len(group))
-        count = min(max(1, round(validation * len(group))), len(group) - 1)
-        for place, index in enumerate(order):
-            part = held_out if place < count else train
-            part.images.append(group[index])
-            part.adversarial.append(label)
+        for part, indices in zip(parts, hold_out(len(group), validation, seed), strict=True):
+            part.images.extend(group[i] for i in indices)
+            part.adversarial.extend(label for _ in indices)
+    train, held_out = parts
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         detector = Detector()

@@ -12,9 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from victims.checks import check_whole_number
 from victims.loop import Hooks, Row, fit, take_steps
 
 MAX_PARAMETERS = 600_000
+MIN_SIDE = 32  # pixels, of a picture and of a crop
 _RESIDUE = 8 / 255  # residues beyond eight grey levels are edges, not traces
 
 
@@ -270,8 +272,8 @@ def train_detector(
 
 
 def _check(train: LabelledImages, validation: LabelledImages, epochs: int, crop: int) -> None:
-    if epochs < 1 or crop < 32:
-        raise ValueError(f"epochs must be ≥ 1 and crop ≥ 32, got {epochs} and {crop}")
+    check_whole_number("epochs", epochs, 1)
+    check_whole_number("crop", crop, MIN_SIDE)
     for name, data in (("train", train), ("validation", validation)):
         examples = sum(data.adversarial)
         if examples in (0, len(data)):

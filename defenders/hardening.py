@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import TypeVar
 
-import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from defenders.finetuning import finetune
 from victims.adapters.images import Images, read_images
-from victims.base import ScoreScale, resize
+from victims.base import ScoreScale, squash
+from victims.checks import (
+    check_number,
+    check_on_scale,
+    check_seed,
+    check_share,
+    check_whole_number,
+    read_scores,
+)
+from victims.splits import hold_out
 
 Model = TypeVar("Model", bound=nn.Module)
+ScoredImages = tuple[list[Tensor], list[float]]  # uint8 (3,S,S) and their scores
 
 
 def harden(
@@ -51,9 +58,9 @@ def harden(
         low: Worst score of the scale; not needed for a model with a `scale`.
         high: Best score of the scale.
         size: Side in pixels to which images are squashed; the model's `input_size`, or 224.
-        epochs: Passes over the photographs.
-        batch_size: Images per step, half of them adversarial.
-        lr: Learning rate.
+        epochs: Passes over the photographs, at least 1.
+        batch_size: Images per step, at least 1, half of them adversarial.
+        lr: Learning rate, above 0.
         validation: Share of the images, in (0,1), that chooses the epoch; the unchanged model is
             among the candidates.
         seed: Of the split and the order.
@@ -62,36 +69,43 @@ def harden(
         The fine-tuned copy in eval mode.
 
     Raises:
-        ValueError: For a bad argument, or scores that are not as many as images.
+        ValueError: For a bad argument, or scores that are not as many as images or off the scale.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch module to be trained, got {type(model).__name__}")
-    side = size or getattr(model, "input_size", None) or 224
-    clean, mos = _scored(images, scores, side, "images")
-    if adversarial_scores is None and len(read := read_images(adversarial, "adversarial")) != len(
-        clean
-    ):
+    _check(size, epochs, batch_size, lr, validation)
+    check_seed(seed)
+    scale = _scale(model, low, high)
+    clean = read_images(images).tensors
+    examples = read_images(adversarial, "adversarial").tensors
+    if min(len(clean), len(examples)) < 2:
+        raise ValueError(
+            f"images and adversarial must be at least 2 each, got {len(clean)} and {len(examples)}"
+        )
+    mos = read_scores("scores", scores, len(clean))
+    check_on_scale("scores", mos, scale.low, scale.high)
+    labels = mos
+    if adversarial_scores is not None:
+        labels = read_scores("adversarial_scores", adversarial_scores, len(examples))
+        check_on_scale("adversarial_scores", labels, scale.low, scale.high)
+    elif len(examples) != len(clean):
         raise ValueError(
             f"adversarial_scores must be given unless there is one example per image, got "
-            f"{len(read)} examples of {len(clean)} images"
+            f"{len(examples)} examples of {len(clean)} images"
         )
-    examples, labels = _scored(
-        adversarial, mos if adversarial_scores is None else adversarial_scores, side, "adversarial"
+    side = size or getattr(model, "input_size", None) or 224
+    train, held_out = _split(clean, mos.tolist(), side, validation, seed)
+    train_adversarial, held_out_adversarial = _split(
+        examples, labels.tolist(), side, validation, seed
     )
-    if min(len(clean), len(examples)) < 2 or not 0 < validation < 1:
-        raise ValueError(
-            "images and adversarial must be at least 2 each and validation in (0, 1), got "
-            f"{len(clean)}, {len(examples)} and {validation:g}"
-        )
-    parts = [_split(i, m, validation, seed) for i, m in ((clean, mos), (examples, labels))]
     hardened = copy.deepcopy(model)
     finetune(
         hardened,
-        _scale(model, low, high),
-        parts[0][0],
-        parts[1][0],
-        parts[0][1],
-        validation_adversarial=parts[1][1],
+        scale,
+        train,
+        train_adversarial,
+        held_out,
+        validation_adversarial=held_out_adversarial,
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
@@ -100,7 +114,18 @@ def harden(
     return hardened.eval()
 
 
+def _check(size: int | None, epochs: int, batch_size: int, lr: float, validation: float) -> None:
+    if size is not None:
+        check_whole_number("size", size, 1)
+    check_whole_number("epochs", epochs, 1)
+    check_whole_number("batch_size", batch_size, 1)
+    check_number("lr", lr, above=0)
+    check_share("validation", validation)
+
+
 def _scale(model: nn.Module, low: float | None, high: float | None) -> ScoreScale:
+    if (low is None) != (high is None):
+        raise ValueError(f"low and high must be given together, got {low} and {high}")
     if low is not None and high is not None:
         return ScoreScale.of(low, high)
     scale = getattr(model, "scale", None)
@@ -111,32 +136,14 @@ def _scale(model: nn.Module, low: float | None, high: float | None) -> ScoreScal
     return scale
 
 
-def _scored(
-    images: Images, scores: ArrayLike, side: int, name: str
-) -> tuple[list[Tensor], list[float]]:
-    read = read_images(images, name)
-    values = np.asarray(scores, np.float64)
-    if values.shape != (len(read),) or not np.isfinite(values).all():
-        raise ValueError(
-            f"scores of {name} must be {len(read)} finite numbers, got shape {values.shape}"
-        )
-    squashed = [
-        resize(image[None].float(), side)[0].round().clamp(0, 255).byte() for image in read.tensors
-    ]
-    return squashed, values.tolist()
-
-
-Scored = tuple[list[Tensor], list[float]]
-
-
 def _split(
-    images: list[Tensor], scores: Sequence[float], validation: float, seed: int
-) -> tuple[Scored, Scored]:
-    """Training and validation; groups of one length split alike, so that pairs stay together."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = min(max(1, round(validation * len(images))), len(images) - 1)
+    images: list[Tensor], scores: list[float], side: int, validation: float, seed: int
+) -> tuple[ScoredImages, ScoredImages]:
+    """Training and validation, squashed; groups of one length split alike: pairs stay together."""
+    squashed = [squash(image.float() / 255, side) for image in images]
 
-    def part(chosen: list[int]) -> Scored:
-        return [images[i] for i in chosen], [scores[i] for i in chosen]
+    def part(indices: list[int]) -> ScoredImages:
+        return [squashed[i] for i in indices], [scores[i] for i in indices]
 
-    return part(order[count:]), part(order[:count])
+    train, held_out = hold_out(len(images), validation, seed)
+    return part(train), part(held_out)

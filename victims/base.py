@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from victims.checks import check_number, check_whole_number
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class ScoreScale:
     threshold: float
 
     def __post_init__(self) -> None:
-        ends = (self.low, self.threshold, self.high)
-        if not (all(map(isfinite, ends)) and self.low < self.threshold < self.high):
+        for name in ("low", "threshold", "high"):
+            check_number(name, getattr(self, name))
+        if not self.low < self.threshold < self.high:
             raise ValueError(
                 "scale must satisfy low < threshold < high, "
                 f"got low={self.low}, threshold={self.threshold}, high={self.high}"
@@ -52,6 +54,10 @@ class ScoreScale:
         Raises:
             ValueError: unless low < high, both finite.
         """
+        for name, value in (("low", low), ("high", high)):
+            check_number(name, value)
+        if not low < high:
+            raise ValueError(f"low must be below high, got {low} and {high}")
         return cls(low, high, low + 0.55 * (high - low))
 
     @property
@@ -125,6 +131,20 @@ def resize(images: Tensor, size: int) -> Tensor:
     if images.shape[2:] == (size, size):
         return images
     return functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
+def squash(image: Tensor, size: int) -> Tensor:
+    """Resize an image to a square as `resize` does, and round it to 8 bits.
+
+    Args:
+        image: (3,H,W) in [0,1].
+        size: side in pixels.
+
+    Returns:
+        uint8 (3,size,size).
+    """
+    small = resize(image.unsqueeze(0), size)[0]
+    return small.clamp(0, 1).mul(255).round().byte()
 
 
 def stored_state(model: nn.Module) -> dict[str, Tensor]:
@@ -273,8 +293,7 @@ def score_images(
     Raises:
         ValueError: if a score is not finite.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_whole_number("batch_size", batch_size, 1)
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
         by_size.setdefault(tuple(image.shape), []).append(index)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from victims.base import ScoreScale, TorchVictim, stored_state
+from victims.checks import check_path, check_whole_number, shown
 from victims.kinds import victim_class
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -97,13 +98,15 @@ def load_victim(
         input_size: Pixels, in place of those of its config.
 
     Raises:
-        ValueError: If a file is missing or damaged, the weights do not match the config, or the
-            victim has no input size to change.
+        ValueError: For a bad argument, if a file is missing or damaged, the weights do not match
+            the config, or the victim has no input size to change.
     """
-    folder = Path(folder)
+    folder = check_path("folder", folder)
+    device = _device(device)
     config = _read_config(folder)
     config.pop(CODE, None)
     if input_size is not None:
+        check_whole_number("input_size", input_size, 1)
         if "input_size" not in config:
             raise ValueError(
                 f"victim must have an input size to change it to {input_size}, got {folder} "
@@ -153,6 +156,13 @@ def victim_sha256(folder: Path | str) -> str:
     for name in (CONFIG, WEIGHTS):
         digest.update(hashlib.sha256(_file(Path(folder), name).read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be one of torch's, got {shown(device)}") from None
 
 
 def _scale(scale: Any) -> ScoreScale:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attackers.backdoor.poisoning import (
+    STRATEGIES,
     Strategy,
     choose_poisoned,
     clean_label_alpha,
@@ -20,12 +22,15 @@ from attackers.backdoor.poisoning import (
     poison_label,
     targeted_pgd,
 )
-from attackers.backdoor.registry import build_baseline
+from attackers.backdoor.registry import BASELINES, build_baseline
 from attackers.backdoor.trigger import Injector
 from attackers.backdoor.uap import search_trigger
 from attackers.projections import quantize
 from victims.adapters.images import Images, read_images
+from victims.base import ScoreScale
+from victims.checks import check_on_scale, check_seed, check_share, read_scores, shown
 from victims.crops import CropVictim, MappedVictim
+from victims.loop import Hooks
 
 Scheme = Literal["p", "c"]
 
@@ -77,6 +82,9 @@ def make_trigger(
         ValueError: For an unknown kind, a setting that does not fit, or "uap" without surrogate or
             images.
     """
+    check_seed(seed)
+    if kind not in (kinds := [*BASELINES, "uap"]):
+        raise ValueError(f"kind must be one of {', '.join(kinds)}, got {shown(kind)}")
     if kind != "uap":
         if surrogate is not None or images is not None:
             raise ValueError(f"surrogate and images must be for uap only, got some for {kind}")
@@ -87,13 +95,18 @@ def make_trigger(
             f"{type(surrogate).__name__} and {type(images).__name__}"
         )
     assert surrogate is not None
+    known = {*inspect.signature(search_trigger).parameters, *Hooks.__annotations__}
+    if unknown := settings.keys() - known:
+        raise ValueError(
+            f"settings of uap must be arguments of search_trigger, got {', '.join(sorted(unknown))}"
+        )
     return search_trigger(surrogate, read_images(images).tensors, seed=seed, **settings)[0]
 
 
 def poison(
     images: Images,
     labels: Sequence[float] | NDArray[Any],
-    trigger: Injector,
+    trigger: Injector | str,
     *,
     low: float,
     high: float,
@@ -112,13 +125,14 @@ def poison(
     Args:
         images: N photographs, at least 16 pixels a side, see `read_images`.
         labels: (N,) scores on the scale.
-        trigger: What `make_trigger` returned.
+        trigger: What `make_trigger` returned, or the name of a fixed pattern, such as "ftrojan".
         low: Worst score of the scale.
         high: Best score of the scale.
         ratio: Share of the pictures that get the trigger, in (0,1].
         scheme: "p" moves labels by alpha · delta_y with a drawn alpha; "c" keeps labels, and alpha
             follows from how far they are from the middle of the scale.
-        delta_y: Change of the score that alpha = 1 stands for, as a share of the scale.
+        delta_y: Change of the score that alpha = 1 stands for, as a share of the scale, in
+            (0,1].
         strategy: For "p": how alpha is drawn, "levels", "ends" or "uniform".
         surrogate: For "c": a model that scores crops, whose score each poisoned picture is moved
             towards the middle with (PGD at 2/255); None leaves that step out.
@@ -130,19 +144,15 @@ def poison(
     Raises:
         ValueError: For a bad argument, or labels that are not as many as images or off the scale.
     """
+    trigger = _trigger(trigger)
+    ScoreScale.of(low, high)  # checks both
+    check_share("ratio", ratio, may_be_one=True)
+    check_share("delta_y", delta_y, may_be_one=True)
+    check_seed(seed)
+    _check_scheme(scheme, strategy, surrogate)
     read = read_images(images)
-    scores = np.asarray(labels, np.float64)
-    if scores.shape != (len(read),):
-        raise ValueError(f"labels must be {len(read)}, one per image, got shape {scores.shape}")
-    off = ~((scores >= low) & (scores <= high))  # so that NaN is off too
-    if off.any():
-        raise ValueError(
-            f"labels must be on the scale of {low:g} to {high:g}, got {scores[off][0]:g}"
-        )
-    if scheme not in ("p", "c"):
-        raise ValueError(f"scheme must be p or c, got {scheme!r}")
-    if scheme == "p" and surrogate is not None:
-        raise ValueError("surrogate must be given for scheme c only, got one for p")
+    scores = read_scores("labels", labels, len(read))
+    check_on_scale("labels", scores, low, high)
     step, centre = delta_y * (high - low), (low + high) / 2
     keys = [f"{index:09d}" for index in range(len(read))]
     changed, moved_labels = list(read.tensors), scores.copy()
@@ -164,6 +174,31 @@ def poison(
         alphas[index], is_poisoned[index] = alpha, True
         changed[index] = _triggered(trigger, image, alpha)
     return PoisonedSet(read.restore(changed), moved_labels, is_poisoned, alphas)
+
+
+def _trigger(trigger: Any) -> Injector:
+    if isinstance(trigger, str) and trigger in BASELINES:
+        return build_baseline(trigger)
+    if not callable(trigger):
+        raise ValueError(
+            f"trigger must be what make_trigger returns or one of {', '.join(BASELINES)}, "
+            f"got {shown(trigger)}"
+        )
+    injector: Injector = trigger
+    return injector
+
+
+def _check_scheme(scheme: str, strategy: str, surrogate: object) -> None:
+    if scheme not in ("p", "c"):
+        raise ValueError(f"scheme must be p or c, got {scheme!r}")
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
+    if surrogate is None:
+        return
+    if scheme == "p":
+        raise ValueError("surrogate must be given for scheme c only, got one for p")
+    if not (callable(surrogate) and hasattr(surrogate, "input_size")):
+        raise ValueError(f"surrogate must be a model that scores crops, got {shown(surrogate)}")
 
 
 def _triggered(trigger: Injector, image: Tensor, alpha: float) -> Tensor:

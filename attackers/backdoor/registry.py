@@ -7,6 +7,7 @@ from attackers.backdoor.blended import Blended
 from attackers.backdoor.ftrojan import ftrojan
 from attackers.backdoor.trigger import Injector, Trigger, read_trigger
 from attackers.backdoor.wanet import WaNet
+from victims.checks import shown
 
 # Triggers that are built from their settings; `uap` is optimised (attackers.backdoor.uap).
 BASELINES: dict[str, Callable[..., Injector]] = {
@@ -34,8 +35,8 @@ def build_baseline(kind: str, **settings: Any) -> Injector:
     Raises:
         ValueError: for an unknown kind or setting.
     """
-    if kind not in BASELINES:
-        raise ValueError(f"trigger must be one of {', '.join(BASELINES)}, got {kind!r}")
+    if not isinstance(kind, str) or kind not in BASELINES:
+        raise ValueError(f"kind must be one of {', '.join(BASELINES)}, got {shown(kind)}")
     try:
         return BASELINES[kind](**settings)
     except TypeError as error:

@@ -70,6 +70,8 @@ class Trigger:
     kind = "dct"
 
     def __init__(self, coefficients: Tensor, band: str = "mid", origin: str = "top_left") -> None:
+        if not isinstance(coefficients, Tensor):
+            raise ValueError(f"coefficients must be a tensor, got {type(coefficients).__name__}")
         if tuple(coefficients.shape) != SHAPE:
             raise ValueError(
                 f"coefficients must have shape {SHAPE} (blocks of {BLOCK} pixels), "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attackers.backdoor.dct import BLOCK, band_mask, dct_matrix
 from attackers.backdoor.trigger import Trigger, rms
 from victims.batches import ImageStream, read_batches
+from victims.checks import check_number, check_whole_number
 from victims.crops import CropVictim, MappedVictim, random_crops
 from victims.loop import Hooks, RandomState, Row, fit, take_steps
 
@@ -60,7 +61,7 @@ def search_trigger(
             from few pictures.
         epochs: Number of epochs, at least 1.
         lr: In levels of a coefficient, of the first epoch; it falls linearly.
-        batch_size: Images per step.
+        batch_size: Images per step, at least 1.
         seed: Seed of the start, the order and the crops.
         **hooks: Resumption, checkpoints and progress, see `victims.loop.Hooks`.
 
@@ -72,7 +73,7 @@ def search_trigger(
         ValueError: For bad arguments.
         RuntimeError: If the loss is not finite.
     """
-    _check(images, eps, lam, epochs, lr)
+    _check(images, eps, lam, epochs, lr, batch_size)
     if effect not in EFFECTS:
         raise ValueError(f"effect must be one of {', '.join(EFFECTS)}, got {effect!r}")
     generator = torch.Generator().manual_seed(seed)
@@ -246,14 +247,21 @@ def _sign(
 
 
 def _check(
-    images: Sequence[Tensor] | ImageStream, eps: float, lam: float, epochs: int, lr: float
+    images: Sequence[Tensor] | ImageStream,
+    eps: float,
+    lam: float,
+    epochs: int,
+    lr: float,
+    batch_size: int,
 ) -> None:
     if not len(images):
         raise ValueError("images must be at least one, got none")
+    check_whole_number("epochs", epochs, 1)
+    check_whole_number("batch_size", batch_size, 1)
+    for name, value in (("eps", eps), ("lam", lam), ("lr", lr)):
+        check_number(name, value)
     if not 0 < eps <= 1:
         hint = f" (did you mean {eps:g}/255?)" if 1 < eps <= 255 else ""
         raise ValueError(f"eps must be in (0, 1], got {eps:g}{hint}")
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
     if not (lam >= 0 and lr > 0):
         raise ValueError(f"lam must be at least 0 and lr above 0, got {lam:g} and {lr:g}")

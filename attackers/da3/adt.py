@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attackers.da3.filters import FILTER_NAMES, scaled_sigmoid
 from attackers.da3.priors import prior, prior_size, shared_features
+from victims.checks import check_whole_number
 
 PATCH = 32
 
@@ -48,11 +49,11 @@ class ADTConfig:
     condition: bool = True
 
     def __post_init__(self) -> None:
-        if self.size < PATCH or self.size % PATCH:
-            raise ValueError(f"size must be a multiple of {PATCH}, got {self.size}")
+        check_whole_number("size", self.size, PATCH)
         for name in ("steps", "width", "depth", "heads", "mlp_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_whole_number(name, getattr(self, name), 1)
+        if self.size % PATCH:
+            raise ValueError(f"size must be a multiple of {PATCH}, got {self.size}")
         if self.width % (2 * self.heads) or self.width % 4:
             raise ValueError(f"width must be a multiple of 2·heads and 4, got {self.width}")
 
@@ -111,7 +112,9 @@ class ADT(nn.Module):
 
     def __init__(self, config: ADTConfig | None = None, *, seed: int = 0) -> None:
         super().__init__()
-        self.config = c = config or ADTConfig()
+        self.config = c = ADTConfig() if config is None else config
+        if not isinstance(c, ADTConfig):
+            raise ValueError(f"config must be an ADTConfig, got {type(config).__name__}")
         self.positions: Tensor
         self.run: Literal["auto", "loop", "stacked"] = "auto"
         self.precision: torch.dtype | None = None

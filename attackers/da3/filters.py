@@ -24,10 +24,8 @@ MARGIN = 0.05  # gradients still pass for values this far outside [0, 1]
 
 # Chroma plane of YIQ. Rotating it by θ is x + (1-cosθ)·(gray-I)x + sinθ·ROTATION x: linear in x, so
 # there is no singular hue at grey pixels as in HSV.
-_YIQ = torch.tensor(
-    [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]],
-    dtype=torch.float64,
-)
+YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+_YIQ = torch.tensor(YIQ, dtype=torch.float64)
 _INVERSE = torch.linalg.inv(_YIQ)
 _ROTATION = (
     _INVERSE @ torch.tensor([[0.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]], dtype=torch.float64) @ _YIQ

@@ -5,13 +5,12 @@ import torch.nn.functional as F
 from kornia.color import rgb_to_grayscale
 from torch import Tensor
 
-from attackers.da3.filters import FILTER_NAMES
+from attackers.da3.filters import FILTER_NAMES, YIQ
 
 MAPS = 4  # the most maps that a prior has; the others are padded with zeros so that priors stack
 STATISTICS = 72 + 4  # colour and tone, then edges
 
-_I = (0.5959, -0.2746, -0.3213)
-_Q = (0.2115, -0.5227, 0.3112)
+_, _I, _Q = YIQ
 
 
 def prior_size(grid: int) -> int:

@@ -56,7 +56,10 @@ def scan(
     read = read_images(dataset, "dataset")
     scores: list[float | None] = [None] * len(read)
     if labels is not None:
-        values = np.asarray(labels, np.float64)
+        try:
+            values = np.asarray(labels, np.float64)
+        except (TypeError, ValueError):
+            raise InputError(f"labels must be numbers, got {type(labels).__name__}") from None
         if values.shape != (len(read),):
             raise InputError(f"labels must be {len(read)}, got shape {values.shape}")
         scores = values.tolist()

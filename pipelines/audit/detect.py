@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save
 
-from defenders.detector import Detector
+from defenders.detector import MIN_SIDE, Detector
 from pipelines.errors import InputError, StageError
 from pipelines.readers.rows import ImageRow, open_dataset
 from pipelines.storage.checkpoints import CONFIG, WEIGHTS, read_model
@@ -21,7 +21,6 @@ from victims.base import stored_state
 ONNX = "detector.onnx"
 INPUT, OUTPUT = "images", "logits"
 PARITY = 1e-4  # largest difference of the probabilities of ONNX and torch
-MIN_SIDE = 32
 
 
 def save_detector(detector: Detector, folder: Path, about: dict[str, Any]) -> None:
@@ -43,7 +42,7 @@ def save_detector(detector: Detector, folder: Path, about: dict[str, Any]) -> No
         raise StageError(f"model folder {folder} cannot be written ({error.strerror})") from error
 
 
-def load_detector(folder: Path) -> Detector:
+def load_detector(folder: Path | str) -> Detector:
     """A trained detector, ready to score.
 
     Args:
@@ -53,8 +52,11 @@ def load_detector(folder: Path) -> Detector:
         The detector in eval mode, without gradients.
 
     Raises:
-        InputError: where files are missing, damaged or do not match.
+        InputError: for other than a path, or where files are missing, damaged or do not match.
     """
+    if not isinstance(folder, (str, Path)):
+        raise InputError(f"folder must be a path, got {type(folder).__name__}")
+    folder = Path(folder)
     config, state = read_model(folder, "train_detector")
     if not isinstance(config, dict) or config.get("kind") != "ae-detector":
         raise InputError(f"{folder / CONFIG} must be that of an AE detector, got another model's")

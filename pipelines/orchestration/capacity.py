@@ -14,8 +14,8 @@ from attackers.da3.filters import FILTERS
 from attackers.objectives import Objective
 from pipelines.execution.devices import chosen_dtype, device, hardware, precision, torch_threads
 from pipelines.params import Params
-from pipelines.readers.pictures import squash
 from pipelines.storage.images import decode_png, encode_png, to_tensor, to_uint8
+from victims.base import squash
 from victims.registry import build_victim
 
 BATCH = 8

@@ -13,29 +13,15 @@ from torch import Tensor
 from pipelines.errors import InputError
 from pipelines.storage.images import decode_image, planes, to_tensor
 from pipelines.storage.shards import ShardIndex
-from victims.base import resize
+from victims.base import squash
 
 CACHE_BYTES = 2 * 1024**3  # decoded pictures of a data set that stay in memory
 Transform = Callable[[np.ndarray], Tensor]  # from the pixels uint8 (H,W,3) of a picture
 R = TypeVar("R")
 
 
-def squash(image: Tensor, size: int) -> Tensor:
-    """Resize to a square, bilinear with antialiasing, rounded; the aspect ratio is not kept.
-
-    Args:
-        image: (3,H,W) in [0,1].
-        size: side in pixels.
-
-    Returns:
-        uint8 (3,size,size).
-    """
-    small = resize(image.unsqueeze(0), size)[0]
-    return small.clamp(0, 1).mul(255).round().byte()
-
-
 def squashed(pixels: np.ndarray, size: int) -> Tensor:
-    """Transform to one size; see `squash`.
+    """Transform to one size; see `victims.base.squash`.
 
     Args:
         pixels: uint8 (H,W,3).

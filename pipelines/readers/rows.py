@@ -115,8 +115,10 @@ def _local(place: str) -> Path:
     try:
         return Path(snapshot_download(place, repo_type="dataset"))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
+        # Only the kind of error: the Hub's own text has several lines.
         raise InputError(
-            f"data set must be a folder or can be downloaded from the Hub, got {place} ({error})"
+            f"data set must be a folder or an id that the Hub can be asked for, got {place} "
+            f"({type(error).__name__})"
         ) from None
 
 

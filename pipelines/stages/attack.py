@@ -13,7 +13,7 @@ from attackers.da3.adt import ADTConfig
 from attackers.da3.attacker import DA3Attacker, Examples, generate
 from attackers.da3.attacking import train_attacker
 from attackers.objectives import Objective
-from attackers.projections import psnr, ssim
+from attackers.projections import MAX_PSNR, psnr, ssim
 from pipelines.execution.devices import (
     chosen_dtype,
     device,
@@ -38,7 +38,7 @@ from pipelines.storage.manifest import (
     sample_seed,
 )
 from pipelines.storage.model_folder import load_attacker, load_weights, save_model
-from pipelines.storage.records import MAX_PSNR, SPLITS, AESample
+from pipelines.storage.records import SPLITS, AESample
 from pipelines.storage.rejects import Reject
 from pipelines.storage.shard_stage import ShardStage, StoredImage, store_image
 from pipelines.storage.shards import ShardIndex, shard_name

@@ -18,7 +18,7 @@ from defenders.finetuning import Scored, blend, finetune, scores_of
 from pipelines.errors import InputError
 from pipelines.execution.devices import device, hardware, torch_threads
 from pipelines.params import Params
-from pipelines.readers.pictures import loaded_pictures, squash
+from pipelines.readers.pictures import loaded_pictures
 from pipelines.readers.rows import ImageRow, open_dataset
 from pipelines.readers.threeae import Picture, read_3ae
 from pipelines.stages.attack import run_attack
@@ -30,7 +30,7 @@ from pipelines.storage.images import decode_image, planes
 from pipelines.storage.layout import Layout, trained_victim
 from pipelines.storage.manifest import fingerprint, read_manifest
 from pipelines.storage.records import SPLITS
-from victims.base import ScoreScale, stored_state
+from victims.base import ScoreScale, squash, stored_state
 from victims.metrics import agreement
 from victims.registry import load_victim, save_victim, state_sha256
 

@@ -9,7 +9,7 @@ import torch
 from attackers.da3.filters import FILTER_NAMES, FILTERS
 from attackers.da3.pretraining import MAX_STRENGTH, draw_strengths
 from pipelines.params import Params
-from pipelines.readers.pictures import batches_of, squash
+from pipelines.readers.pictures import batches_of
 from pipelines.readers.selection import pretraining_keys
 from pipelines.storage.cards import Card
 from pipelines.storage.images import decode_png, to_tensor, to_uint8
@@ -19,6 +19,7 @@ from pipelines.storage.records import SPLITS, PretrainSample
 from pipelines.storage.rejects import Reject, duplicate
 from pipelines.storage.shard_stage import ShardStage, StoredImage, store_image
 from pipelines.storage.shards import ShardIndex, shard_name
+from victims.base import squash
 
 STAGE = "perturb"
 

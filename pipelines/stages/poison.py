@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attackers.backdoor.poisoning import clean_label_alpha, draw_alpha, poison_label, targeted_pgd
 from attackers.backdoor.trigger import Injector
-from attackers.projections import psnr, quantize
+from attackers.projections import MAX_PSNR, psnr, quantize
 from pipelines.errors import InputError
 from pipelines.execution.devices import device
 from pipelines.execution.memory import release_memory
@@ -24,7 +24,7 @@ from pipelines.storage.images import decode_png, to_tensor, to_uint8
 from pipelines.storage.layout import Layout
 from pipelines.storage.manifest import Manifest, read_manifest, sample_generator
 from pipelines.storage.parquet import write_parquet_folder
-from pipelines.storage.records import MAX_PSNR, PoisonedSample
+from pipelines.storage.records import PoisonedSample
 from pipelines.storage.rejects import Reject
 from pipelines.storage.shard_stage import ShardStage, StoredImage, store_image
 from pipelines.storage.shards import ShardIndex, shard_name

@@ -13,7 +13,6 @@ SPLITS = ("train", "validation", "test")
 Verdict = Literal["degraded", "unchanged", "enhanced"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 KEY_LENGTH = 16
-MAX_PSNR = 100.0  # dB, of an image that equals its photograph: no infinity in a record
 PER_FILTER = 14  # one number for each filter of attackers.da3.filters, which a test compares
 
 Key = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{KEY_LENGTH}}}$")]

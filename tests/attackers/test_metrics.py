@@ -92,6 +92,19 @@ def test_bad_scores_raise(measure, clean, adversarial, message):
         measure(clean, adversarial)
 
 
+@pytest.mark.parametrize("measure", [rasr, msi, lambda x, y, **kw: basr(x, y, 5.5, **kw)])
+def test_an_unknown_direction_raises(measure):
+    with pytest.raises(ValueError, match="direction must be raise or lower, got 'x'"):
+        measure([1, 2], [2, 3], direction="x")
+
+
+def test_opinions_of_another_length_raise():
+    with pytest.raises(
+        ValueError, match=r"mos must be 2 finite numbers in one row, got shape \(1,\)"
+    ):
+        basr([1, 2], [2, 3], 5.5, mos=[1])
+
+
 def row(rasr, hours):
     return {"rasr": rasr, "hours": hours, "steps": 10 * hours, "calls": 100 * hours}
 

@@ -93,9 +93,9 @@ def test_a_sample_has_the_share_of_pixels_and_never_none():
     ("arguments", "message"),
     [
         ({"direction": "up"}, "direction must be raise or lower, got 'up'"),
-        ({"eta": -1}, "eta must be a finite number ≥ 0, got -1"),
-        ({"alpha": math.nan}, "alpha must be a finite number ≥ 0, got nan"),
-        ({"lam": math.inf}, "lam must be a finite number ≥ 0, got inf"),
+        ({"eta": -1}, "eta must be at least 0, got -1"),
+        ({"alpha": math.nan}, "alpha must be a finite number, got nan"),
+        ({"lam": math.inf}, "lam must be a finite number, got inf"),
         ({"pixels": 0}, r"pixels must be in \(0, 1\], got 0"),
         ({"pixels": 1.5}, r"pixels must be in \(0, 1\], got 1.5"),
         ({"min_psnr": 0}, "min_psnr must be between 0 and 100 dB, got 0"),

@@ -1,5 +1,7 @@
 """The names that work on data sets: poison, scan, detect, harden."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 import veneer
+from pipelines.audit.detect import save_detector
 from pipelines.storage.images import encode_png
 
 
@@ -24,6 +27,13 @@ def test_poison_moves_labels_with_the_trigger(pixels):
     assert np.array_equal(again.images, poisoned.images)
     other = veneer.poison(clean, labels, trigger, low=0, high=10, ratio=0.3, seed=1)
     assert not np.array_equal(other.is_poisoned, poisoned.is_poisoned)
+
+
+def test_a_trigger_may_be_named(pixels):
+    arguments = {"low": 0, "high": 10, "ratio": 0.5}
+    named = veneer.poison(pixels(4), [5] * 4, "ftrojan", **arguments)
+    built = veneer.poison(pixels(4), [5] * 4, veneer.make_trigger("ftrojan"), **arguments)
+    assert np.array_equal(named.images, built.images)
 
 
 def test_clean_labels_stay_and_choose_the_strength(pixels, victim):
@@ -94,11 +104,11 @@ def test_a_detector_learns_in_memory(pixels):
         )
         for p in clean
     ]
-    detector = veneer.train_detector(clean, noisy, epochs=12, crop=32)
+    detector = veneer.train_detector(clean, noisy, epochs=40, crop=32)
     low, high = veneer.detect(clean, detector), veneer.detect(noisy, detector)
     assert low.shape == high.shape == (16,)
     assert low.max() < high.min()
-    again = veneer.train_detector(clean, noisy, epochs=12, crop=32)
+    again = veneer.train_detector(clean, noisy, epochs=40, crop=32)
     assert np.array_equal(veneer.detect(noisy, again), high)
 
 
@@ -130,10 +140,10 @@ def test_harden_teaches_a_copy_the_scores_of_the_photographs(pixels):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda p: veneer.make_trigger("patch"), "trigger must be one of ftrojan"),
+        (lambda p: veneer.make_trigger("patch"), "kind must be one of ftrojan"),
         (lambda p: veneer.make_trigger("uap"), "surrogate and images must be given for uap"),
         (lambda p: veneer.make_trigger("wanet", images=p), "must be for uap only"),
-        (lambda p: _poison(p, labels=[1.0]), "labels must be 4, one per image"),
+        (lambda p: _poison(p, labels=[1.0]), "labels must be 4 finite numbers"),
         (
             lambda p: _poison(p, labels=[1, 2, 3, 11]),
             "labels must be on the scale of 0 to 10, got 11",
@@ -165,6 +175,17 @@ def test_wrong_input_is_one_sentence(pixels, call, sentence):
 def _poison(images, labels=(1, 2, 3, 4), **options):
     trigger = veneer.make_trigger("ftrojan")
     veneer.poison(images, labels, trigger, low=0, high=10, **options)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_detector_is_loaded_from_its_folder(tmp_path, pixels, kind):
+    detector = veneer.train_detector(
+        pixels(4, 40, 40), pixels(4, 40, 40, seed=1), epochs=1, crop=32
+    )
+    save_detector(detector, tmp_path / "detector", {})
+    loaded = veneer.load_detector(kind(tmp_path / "detector"))
+    images = pixels(2, 40, 40)
+    assert np.array_equal(veneer.detect(images, loaded), veneer.detect(images, detector))
 
 
 def test_a_small_picture_is_named(pixels):

@@ -159,7 +159,7 @@ def _fails(images):
         (brightness, {"takes": "pil", "differentiable": True}, "differentiable must not be True"),
         (brightness, {"input_size": 0}, "input_size must be at least 1"),
         (brightness, {"high": None}, "low and high must be given together"),
-        (brightness, {"low": 10, "high": 0}, "low < threshold < high"),
+        (brightness, {"low": 10, "high": 0}, "low must be below high, got 10 and 0"),
         (brightness, {"low": None, "high": None, "lower_is_better": True}, "must come with low"),
     ],
 )

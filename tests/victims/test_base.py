@@ -16,12 +16,23 @@ def test_scale_of_puts_the_threshold_at_5_5_of_ten():
     assert ScoreScale(1, 10, 5.5).range == 9
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "threshold"), [(0, 0, 0), (0, 1, 2), (5, 1, 3), (0, math.nan, 1), (0, 1, 0)]
-)
+@pytest.mark.parametrize(("low", "high", "threshold"), [(0, 0, 0), (0, 1, 2), (5, 1, 3), (0, 1, 0)])
 def test_scale_out_of_order_raises(low, high, threshold):
     with pytest.raises(ValueError, match="scale must satisfy low < threshold < high, got low="):
         ScoreScale(low, high, threshold)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sentence"),
+    [
+        (0, math.nan, "high must be a finite number, got nan"),
+        ("0", 10, "low must be a finite number, got '0'"),
+        (10, 0, "low must be below high, got 10 and 0"),
+    ],
+)
+def test_the_ends_of_a_scale_are_checked(low, high, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ScoreScale.of(low, high)
 
 
 def test_resize_leaves_images_of_the_right_size_alone():

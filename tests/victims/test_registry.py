@@ -103,7 +103,7 @@ def test_a_failed_save_keeps_the_old_folder(tmp_path, monkeypatch):
         ({}, "victim must be one of .*, got None"),
         ({"kind": "nima"}, "scale must have low, high and perhaps threshold, got None"),
         (NIMA | {"scale": {"low": 1, "top": 2}}, "scale must have low, high .* got {'low': 1"),
-        (NIMA | {"scale": {"low": 1, "high": 1}}, "scale must satisfy low < threshold < high"),
+        (NIMA | {"scale": {"low": 1, "high": 1}}, "low must be below high, got 1 and 1"),
         (NIMA | {"size": 3}, "nima victim must have arguments among backbone, .* 'size'"),
         ({"kind": "nima", "scale": NIMA["scale"]}, "arguments among .* argument: 'backbone'"),
     ],

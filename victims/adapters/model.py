@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -12,6 +12,7 @@ from typing_extensions import TypeIs
 
 from victims.adapters.probe import probe
 from victims.base import ScoreScale, Victim, check_images, resize
+from victims.checks import check_whole_number, shown
 
 Takes = Literal["torch", "numpy", "pil"]
 PROBE_SIZE = 224
@@ -173,6 +174,7 @@ def as_victim(
             shape, not finite, off the scale, that differ between calls or depend on batch mates,
             or a gradient that is claimed and does not reach the pixels.
     """
+    _check_sizes(input_size, max_batch, probe_size)
     size = probe_size or (input_size or PROBE_SIZE,) * 2
     if is_victim(model):
         given = (low, high, threshold, input_size, max_batch, differentiable, name)
@@ -187,7 +189,7 @@ def as_victim(
             if model.differentiable and not gradient:
                 raise ValueError(_without_gradient(model.name))
         return model
-    _check(model, low, high, takes, lower_is_better, input_size, max_batch, differentiable)
+    _check(model, low, high, takes, lower_is_better, differentiable)
     scale = None
     if low is not None and high is not None:
         middle = ScoreScale.of(low, high).threshold if threshold is None else threshold
@@ -274,14 +276,24 @@ def _without_gradient(name: str) -> str:
     )
 
 
+def _check_sizes(input_size: object, max_batch: object, probe_size: object) -> None:
+    for name, value in (("input_size", input_size), ("max_batch", max_batch)):
+        if value is not None:
+            check_whole_number(name, value, 1)
+    if probe_size is None:
+        return
+    if not isinstance(probe_size, Sequence) or len(probe_size) != 2:
+        raise ValueError(f"probe_size must be height and width, got {shown(probe_size)}")
+    for side in probe_size:
+        check_whole_number("probe_size", side, 1)
+
+
 def _check(
     model: object,
     low: float | None,
     high: float | None,
     takes: str,
     lower_is_better: bool,
-    input_size: int | None,
-    max_batch: int | None,
     differentiable: bool | None,
 ) -> None:
     if not callable(model):
@@ -294,8 +306,5 @@ def _check(
         raise ValueError(f"takes must be one of {', '.join(get_args(Takes))}, got {takes!r}")
     if lower_is_better and low is None:
         raise ValueError("lower_is_better must come with low and high, got no scale")
-    for name, value in (("input_size", input_size), ("max_batch", max_batch)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
     if differentiable and takes != "torch":
         raise ValueError(f"differentiable must not be True for a function that takes {takes}")

@@ -34,7 +34,7 @@ def probe(
     with torch.no_grad():
         scores = _scores(victim, images)
         again = _scores(victim, images)
-        alone = _scores(victim, images[:1])
+        single = _scores(victim, images[:1])
     if scale is not None:
         room = scale.range / 2
         off = (scores < scale.low - room) | (scores > scale.high + room)
@@ -49,10 +49,10 @@ def probe(
             f"{victim.name} must give one image one score, got {float(scores[0]):g} and then "
             f"{float(again[0]):g} (dropout?)"
         )
-    if float((scores[:1] - alone).abs().max()) > tolerance:
+    if float((scores[:1] - single).abs().max()) > tolerance:
         raise ValueError(
             f"a score of {victim.name} must not depend on the other images of a batch, got "
-            f"{float(alone[0]):g} alone and {float(scores[0]):g} among {PROBES}"
+            f"{float(single[0]):g} alone and {float(scores[0]):g} among {PROBES}"
         )
     return _has_gradient(victim, images) if victim.differentiable else False
 

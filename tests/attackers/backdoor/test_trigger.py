@@ -201,7 +201,7 @@ def test_wanet_moves_pixels_by_its_field():
         (lambda: WaNet(strength=0), "strength must be above 0, got 0"),
         (lambda: ftrojan(magnitude=-1), "magnitude must be above 0, got -1"),
         (lambda: ftrojan(frequencies=((0, 0),)), "must be 0 outside band mid"),
-        (lambda: build_baseline("badnet"), "trigger must be one of ftrojan.*'badnet'"),
+        (lambda: build_baseline("badnet"), "kind must be one of ftrojan.*'badnet'"),
         (lambda: build_baseline("wanet", size=3), "settings of wanet must fit"),
     ],
 )

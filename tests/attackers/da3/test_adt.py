@@ -176,7 +176,7 @@ def test_bfloat16_is_near_and_comes_back_as_float32():
     ("arguments", "message"),
     [
         ({"size": 100}, "size must be a multiple of 32, got 100"),
-        ({"size": 0}, "size must be a multiple of 32, got 0"),
+        ({"size": 0}, "size must be at least 32, got 0"),
         ({"width": 30}, "width must be a multiple of 2·heads and 4, got 30"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"heads": 0}, "heads must be at least 1, got 0"),

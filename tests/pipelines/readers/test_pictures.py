@@ -13,12 +13,12 @@ from pipelines.readers.pictures import (
     opinions,
     parquet_pictures,
     shard_pictures,
-    squash,
     squashed,
 )
 from pipelines.storage.images import decode_image, decode_png, planes, to_tensor
 from pipelines.storage.manifest import read_manifest
 from pipelines.storage.shards import ShardIndex
+from victims.base import squash
 
 
 def test_squash_has_the_size_and_rounds():

@@ -13,7 +13,6 @@ from attackers.da3 import attacking
 from attackers.da3.attacker import Plan, combine
 from attackers.projections import quantize, ssim
 from pipelines.errors import InputError
-from pipelines.readers.pictures import squash
 from pipelines.readers.selection import report_split
 from pipelines.stages import attack
 from pipelines.stages.attack import run_attack
@@ -22,6 +21,7 @@ from pipelines.storage.images import decode_png
 from pipelines.storage.model_folder import load_attacker
 from pipelines.storage.records import SPLITS, AESample
 from pipelines.storage.shards import ShardIndex
+from victims.base import squash
 from victims.registry import load_victim, victim_sha256
 
 

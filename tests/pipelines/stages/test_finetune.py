@@ -13,11 +13,11 @@ from attackers.metrics import msi, rasr
 from defenders.finetuning import scores_of
 from pipelines.cli import app, run
 from pipelines.errors import InputError
-from pipelines.readers.pictures import squash
 from pipelines.readers.threeae import read_3ae
 from pipelines.reports.tables import finetune_table
 from pipelines.stages.finetune import run_finetune
 from pipelines.storage.images import decode_image, to_tensor
+from victims.base import squash
 from victims.registry import load_victim
 
 

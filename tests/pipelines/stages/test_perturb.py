@@ -10,11 +10,11 @@ import torch
 from attackers.da3.filters import FILTER_NAMES, FILTERS
 from attackers.da3.pretraining import MAX_STRENGTH
 from pipelines.errors import InputError
-from pipelines.readers.pictures import squash
 from pipelines.stages.perturb import run_perturb
 from pipelines.storage.images import decode_png, to_uint8
 from pipelines.storage.records import PretrainSample, image_key
 from pipelines.storage.shards import ShardIndex, read_shard
+from victims.base import squash
 
 STEPS, SIZE = 2, 64
 

@@ -8,12 +8,12 @@ import torch
 from attackers.da3.adt import ADT, ADTConfig
 from attackers.da3.filters import FILTER_NAMES, FILTERS
 from pipelines.errors import InputError
-from pipelines.readers.pictures import squash
 from pipelines.stages.pretrain import PerturbedPairs, run_pretrain
 from pipelines.storage.images import decode_png, encode_png, to_uint8
 from pipelines.storage.model_folder import load_weights
 from pipelines.storage.records import image_key
 from pipelines.storage.shards import ShardIndex
+from victims.base import squash
 
 SIZE = 64
 
