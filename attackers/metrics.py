@@ -35,17 +35,17 @@ def basr(
     "lower" mirrored: the share of good images whose example is scored poor.
 
     Args:
-        clean: scores of the clean images, (N,), in the victim's unit.
-        adversarial: scores of their examples, (N,), in the victim's unit.
-        threshold: between poor and good, in the victim's unit.
-        direction: of the attack.
+        clean: Scores of the clean images, (N,), in the victim's unit.
+        adversarial: Scores of their examples, (N,), in the victim's unit.
+        threshold: Between poor and good, in the victim's unit.
+        direction: Of the attack.
         mos: (N,), decides which images are poor in place of `clean`.
 
     Returns:
         In %; NaN with a warning where no image is poor.
 
     Raises:
-        ValueError: for scores that are not finite or of different lengths, or another direction.
+        ValueError: For scores that are not finite or of different lengths, or another direction.
     """
     check_direction(direction)
     x, y = _pair(clean, adversarial)
@@ -65,15 +65,15 @@ def rasr(clean: ArrayLike, adversarial: ArrayLike, *, direction: Direction = "ra
     """Regression attack success rate: share of images whose score changed as wanted (Sec. IV-B).
 
     Args:
-        clean: scores of the clean images, (N,), in the victim's unit.
-        adversarial: scores of their examples, (N,), in the victim's unit.
-        direction: of the attack.
+        clean: Scores of the clean images, (N,), in the victim's unit.
+        adversarial: Scores of their examples, (N,), in the victim's unit.
+        direction: Of the attack.
 
     Returns:
         In %; NaN with a warning where there are no images.
 
     Raises:
-        ValueError: for scores that are not finite or of different lengths, or another direction.
+        ValueError: For scores that are not finite or of different lengths, or another direction.
     """
     gain = _gain(clean, adversarial, direction)
     return float(100 * (gain > 0).mean()) if len(gain) else _empty("RASR")
@@ -83,15 +83,15 @@ def msi(clean: ArrayLike, adversarial: ArrayLike, *, direction: Direction = "rai
     """Mean score improvement in the direction of the attack (Sec. IV-B).
 
     Args:
-        clean: scores of the clean images, (N,), in the victim's unit.
-        adversarial: scores of their examples, (N,), in the victim's unit.
-        direction: of the attack.
+        clean: Scores of the clean images, (N,), in the victim's unit.
+        adversarial: Scores of their examples, (N,), in the victim's unit.
+        direction: Of the attack.
 
     Returns:
         In the victim's unit; NaN with a warning where there are no images.
 
     Raises:
-        ValueError: for scores that are not finite or of different lengths, or another direction.
+        ValueError: For scores that are not finite or of different lengths, or another direction.
     """
     gain = _gain(clean, adversarial, direction)
     return float(gain.mean()) if len(gain) else _empty("MSI")
@@ -115,9 +115,9 @@ def attack_convergence(
     """ART: cost until the RASR on the fixed validation subset is within a tolerance of its best.
 
     Args:
-        history: rows with `rasr` (%) and, counted from the start, `hours`, `steps` and `calls`, in
+        history: Rows with `rasr` (%) and, counted from the start, `hours`, `steps` and `calls`, in
             order.
-        tolerance: in percentage points.
+        tolerance: In percentage points.
 
     Returns:
         `hours`, `steps` and victim `calls` at the first such row; NaN for an empty history. Hours
@@ -136,13 +136,13 @@ def top_filters(weights: ArrayLike, strengths: ArrayLike, count: int = 2) -> lis
     Args:
         weights: (N,14).
         strengths: (N,14); a filter of strength 0 does nothing and is not named.
-        count: names per image, at least 1.
+        count: Names per image, at least 1.
 
     Returns:
         N tuples of at most `count` names, in descending order of weight.
 
     Raises:
-        ValueError: for another count.
+        ValueError: For another count.
     """
     check_whole_number("count", count, 1)
     active = np.where(np.asarray(strengths) != 0, np.asarray(weights), -np.inf)
@@ -159,22 +159,10 @@ def filter_shares(weights: ArrayLike, strengths: ArrayLike, count: int = 2) -> d
     Args:
         weights: (N,14).
         strengths: (N,14).
-        count: filters per image, at least 1.
+        count: Filters per image, at least 1.
 
     Returns:
         % by name, for all 14 filters.
     """
     rows = top_filters(weights, strengths, count)
     return {n: 100 * sum(n in row for row in rows) / max(len(rows), 1) for n in FILTER_NAMES}
-
-
-def attribute_profile(weights: ArrayLike) -> NDArray[np.float64]:
-    """Attribute profile 1 - w of each image (Fig. 5).
-
-    Args:
-        weights: (N,14).
-
-    Returns:
-        (N,14).
-    """
-    return 1 - np.asarray(weights, dtype=np.float64)

@@ -19,15 +19,15 @@ class Objective:
 
     Args:
         direction: "raise" or "lower" the score.
-        eta: the improvement wanted, in tenths of the victim's range, ≥ 0 (3 in the paper).
-        alpha: weight of G, ≥ 0; 0 is unrestricted, 1 the paper's restricted attack.
-        lam: weight of R, ≥ 0.
-        pixels: share of pixels in S, in (0,1], drawn anew each step.
+        eta: The improvement wanted, in tenths of the victim's range, ≥ 0 (3 in the paper).
+        alpha: Weight of G, ≥ 0; 0 is unrestricted, 1 the paper's restricted attack.
+        lam: Weight of R, ≥ 0.
+        pixels: Share of pixels in S, in (0,1], drawn anew each step.
         min_psnr: dB that the finished example keeps to the clean image, in (0,100); None for no
             bound.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: If a value is out of its range.
     """
 
     direction: Direction = "raise"
@@ -55,10 +55,10 @@ def check_direction(direction: object) -> None:
     """Check the direction of an attack.
 
     Args:
-        direction: its value.
+        direction: Its value.
 
     Raises:
-        ValueError: for other than "raise" and "lower".
+        ValueError: For other than "raise" and "lower".
     """
     if direction not in get_args(Direction):
         raise ValueError(f"direction must be raise or lower, got {direction!r}")
@@ -71,9 +71,9 @@ def score_hinge(clean: Tensor, adversarial: Tensor, eta: float, direction: Direc
     maximum improvement we expect".
 
     Args:
-        clean: scores M(x) of the clean images, (N,), in the unit of eta.
-        adversarial: scores M(y) of their examples, (N,), in the unit of eta.
-        eta: the improvement wanted, ≥ 0.
+        clean: Scores M(x) of the clean images, (N,), in the unit of eta.
+        adversarial: Scores M(y) of their examples, (N,), in the unit of eta.
+        eta: The improvement wanted, ≥ 0.
         direction: "raise" or "lower" the score.
 
     Returns:
@@ -95,10 +95,10 @@ def closeness(
     of the text; the text is right).
 
     Args:
-        images: clean images, (N,3,H,W) in [0,1].
-        adversarial: their examples, of the same shape.
+        images: Clean images, (N,3,H,W) in [0,1].
+        adversarial: Their examples, of the same shape.
         share: |S| over all pixels, in (0,1]; 1 takes all.
-        generator: draws S.
+        generator: Draws S.
 
     Returns:
         (N,), ≥ 0.

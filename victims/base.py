@@ -19,12 +19,12 @@ class ScoreScale:
     """The native opinion scale of a victim.
 
     Args:
-        low: lower end.
-        high: upper end.
-        threshold: between poor and good.
+        low: Lower end.
+        high: Upper end.
+        threshold: Between poor and good.
 
     Raises:
-        ValueError: unless low < threshold < high, all finite.
+        ValueError: Unless low < threshold < high, all finite.
     """
 
     low: float
@@ -45,14 +45,14 @@ class ScoreScale:
         """Build a scale with the threshold at 0.55 of its range: 5.5 on a scale of 0 to 10.
 
         Args:
-            low: lower end.
-            high: upper end.
+            low: Lower end.
+            high: Upper end.
 
         Returns:
             The scale.
 
         Raises:
-            ValueError: unless low < high, both finite.
+            ValueError: Unless low < high, both finite.
         """
         for name, value in (("low", low), ("high", high)):
             check_number(name, value)
@@ -103,10 +103,10 @@ def check_images(images: Tensor) -> None:
     Values are not checked: that would synchronise with the GPU in every step of an attack.
 
     Args:
-        images: to be checked.
+        images: To be checked.
 
     Raises:
-        ValueError: for another shape or type.
+        ValueError: For another shape or type.
     """
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         raise ValueError(
@@ -123,7 +123,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
     Args:
         images: (N,3,H,W).
-        size: side in pixels.
+        size: Side in pixels.
 
     Returns:
         (N,3,size,size); images itself where it has this size.
@@ -138,7 +138,7 @@ def squash(image: Tensor, size: int) -> Tensor:
 
     Args:
         image: (3,H,W) in [0,1].
-        size: side in pixels.
+        size: Side in pixels.
 
     Returns:
         uint8 (3,size,size).
@@ -151,7 +151,7 @@ def stored_state(model: nn.Module) -> dict[str, Tensor]:
     """The state of a model as safetensors takes it.
 
     Args:
-        model: any module.
+        model: Any module.
 
     Returns:
         Contiguous tensors on the CPU, by name.
@@ -163,7 +163,7 @@ def freeze_batch_norm_stats(model: nn.Module) -> None:
     """Put the batch norms of a model in training into eval mode, so that running statistics stay.
 
     Args:
-        model: changed in place.
+        model: Changed in place.
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm):
@@ -177,8 +177,8 @@ class TorchVictim(nn.Module):
     `config`, the JSON-able arguments from which `registry.build_victim` builds it again.
 
     Args:
-        name: short name for tables and folders.
-        scale: of the scores.
+        name: Short name for tables and folders.
+        scale: Of the scores.
     """
 
     differentiable = True
@@ -200,7 +200,7 @@ class TorchVictim(nn.Module):
             (N,) on the scale.
 
         Raises:
-            ValueError: for images of another shape or type.
+            ValueError: For images of another shape or type.
         """
         check_images(images)
         # Half and double images are cast to the precision of the victim.
@@ -235,10 +235,10 @@ class ScoreOnly:
     """A victim reduced to its scores, without a gradient.
 
     Args:
-        victim: to be wrapped.
+        victim: To be wrapped.
 
     Attributes:
-        queries: number of images scored so far.
+        queries: Number of images scored so far.
     """
 
     differentiable = False
@@ -282,16 +282,16 @@ def score_images(
     """Score images of mixed sizes; only images of one size share a batch.
 
     Args:
-        victim: model that scores.
+        victim: Model that scores.
         images: n images (3,H,W), floating point in [0,1] or uint8.
-        batch_size: largest number of images per batch, ≥ 1.
-        device: of the victim, if the images are on another one.
+        batch_size: Largest number of images per batch, ≥ 1.
+        device: Of the victim, if the images are on another one.
 
     Returns:
         (n,) float32 on the CPU, in the order of images, on the scale of the victim.
 
     Raises:
-        ValueError: if a score is not finite.
+        ValueError: If a score is not finite.
     """
     check_whole_number("batch_size", batch_size, 1)
     by_size: dict[tuple[int, ...], list[int]] = {}

@@ -46,10 +46,10 @@ def draw_corners(sides: Sequence[int], size: int, count: int, generator: torch.G
     """Draw the top-left corners of random crops.
 
     Args:
-        sides: height and width of the image, after `enlarge` where it is smaller than a crop.
-        size: side of a crop in pixels.
-        count: number of crops.
-        generator: source of randomness.
+        sides: Height and width of the image, after `enlarge` where it is smaller than a crop.
+        size: Side of a crop in pixels.
+        count: Number of crops.
+        generator: Source of randomness.
 
     Returns:
         (count,2), int64: top and left; 0 along a side that is not above size.
@@ -64,8 +64,8 @@ def five_crop_corners(sides: Sequence[int], size: int) -> Tensor:
     """Top-left corners of the four corner crops and the central one, without duplicates.
 
     Args:
-        sides: height and width of the image, after `enlarge` where it is smaller than a crop.
-        size: side of a crop in pixels.
+        sides: Height and width of the image, after `enlarge` where it is smaller than a crop.
+        size: Side of a crop in pixels.
 
     Returns:
         (n,2) with n from 1 to 5: top and left.
@@ -81,7 +81,7 @@ def enlarged_sides(images: Tensor, size: int) -> list[int]:
 
     Args:
         images: (N,3,H,W).
-        size: least side in pixels.
+        size: Least side in pixels.
 
     Returns:
         Height and width in pixels.
@@ -95,7 +95,7 @@ def enlarge(images: Tensor, size: int) -> Tensor:
 
     Args:
         images: (N,3,H,W).
-        size: least side in pixels.
+        size: Least side in pixels.
 
     Returns:
         (N,3,H',W'), bilinear; images itself where it is large enough.
@@ -112,7 +112,7 @@ def take_crops(image: Tensor, corners: Tensor, size: int) -> Tensor:
     Args:
         image: (3,H,W), enlarged first where it is smaller than a crop.
         corners: (n,2), top and left.
-        size: side of a crop in pixels.
+        size: Side of a crop in pixels.
 
     Returns:
         (n,3,size,size).
@@ -128,8 +128,8 @@ def random_crops(images: Sequence[Tensor], size: int, generator: torch.Generator
 
     Args:
         images: n items (views,3,H,W); the views of an item get the same crop.
-        size: side of a crop in pixels.
-        generator: source of randomness.
+        size: Side of a crop in pixels.
+        generator: Source of randomness.
 
     Returns:
         (n,views,3,size,size).
@@ -149,10 +149,10 @@ def crop_scores(victim: CropVictim, image: Tensor, corners: Tensor, batch: int =
     """Score crops of one image.
 
     Args:
-        victim: model that scores.
+        victim: Model that scores.
         image: (3,H,W) in [0,1].
         corners: (n,2), top and left.
-        batch: crops per call.
+        batch: Crops per call.
 
     Returns:
         (n,) on the scale of the victim.

@@ -22,9 +22,9 @@ class D10Head(nn.Module):
     Source: Talebi and Milanfar, NIMA: Neural Image Assessment, 2018.
 
     Args:
-        features: number C of input features.
-        scale: of the scores.
-        dropout: probability, in [0,1).
+        features: Number C of input features.
+        scale: Of the scores.
+        dropout: Probability, in [0,1).
     """
 
     def __init__(self, features: int, scale: ScoreScale, dropout: float = 0.75) -> None:
@@ -61,9 +61,9 @@ class ScalarHead(nn.Module):
     """Dropout, linear layer, sigmoid stretched over the scale.
 
     Args:
-        features: number C of input features.
-        scale: of the scores.
-        dropout: probability, in [0,1).
+        features: Number C of input features.
+        scale: Of the scores.
+        dropout: Probability, in [0,1).
     """
 
     def __init__(self, features: int, scale: ScoreScale, dropout: float = 0.75) -> None:
@@ -102,7 +102,7 @@ def d10_centres(scale: ScoreScale) -> Tensor:
     """Centres of the 10 bins of a scale.
 
     Args:
-        scale: of the scores.
+        scale: Of the scores.
 
     Returns:
         (10,), from the low to the high end.
@@ -114,16 +114,16 @@ def d10_targets(mos: Tensor, std: Tensor, scale: ScoreScale) -> Tensor:
     """Discretise a normal distribution of opinions, truncated to the scale.
 
     Args:
-        mos: mean opinion scores (N,) on the scale.
-        std: standard deviations of the opinions (N,), ≥ 0; raised to a thousandth of the scale
+        mos: Mean opinion scores (N,) on the scale.
+        std: Standard deviations of the opinions (N,), ≥ 0; raised to a thousandth of the scale
             where smaller.
-        scale: of the opinions.
+        scale: Of the opinions.
 
     Returns:
         Mass of each bin, (N,10); each row sums to 1.
 
     Raises:
-        ValueError: if a mos is off the scale or a std is negative or NaN.
+        ValueError: If a mos is off the scale or a std is negative or NaN.
     """
     mos, std = mos.double(), std.double()
     # Written so that NaN fails too.

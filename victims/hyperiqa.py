@@ -27,15 +27,15 @@ class HyperIQA(QualityModel):
     Network, 2020 (there on ResNet-50).
 
     Args:
-        scale: of the scores.
-        backbone: name of a timm model with at least four stages.
-        input_size: side of a crop in pixels, ≥ 32.
-        pretrained: source of the weights, as in `backbones.load_backbone`.
-        frozen_stages: leading stages of the backbone that training leaves unchanged.
-        name: short name, "hyperiqa-" and the backbone unless given.
+        scale: Of the scores.
+        backbone: Name of a timm model with at least four stages.
+        input_size: Side of a crop in pixels, ≥ 32.
+        pretrained: Source of the weights, as in `backbones.load_backbone`.
+        frozen_stages: Leading stages of the backbone that training leaves unchanged.
+        name: Short name, "hyperiqa-" and the backbone unless given.
 
     Raises:
-        ValueError: for an argument out of range.
+        ValueError: For an argument out of range.
     """
 
     loss = "l1"

@@ -15,14 +15,14 @@ def srocc(scores: ArrayLike, mos: ArrayLike) -> float:
     """Spearman's rank correlation.
 
     Args:
-        scores: of a victim, (N,).
-        mos: mean opinion scores, (N,).
+        scores: Of a victim, (N,).
+        mos: Mean opinion scores, (N,).
 
     Returns:
         In [-1,1]; NaN with a warning if either side is constant.
 
     Raises:
-        ValueError: for values that are not finite, or of different lengths.
+        ValueError: For values that are not finite, or of different lengths.
     """
     return _correlation(stats.spearmanr, scores, mos)
 
@@ -31,14 +31,14 @@ def plcc(scores: ArrayLike, mos: ArrayLike) -> float:
     """Pearson's linear correlation.
 
     Args:
-        scores: of a victim, (N,).
-        mos: mean opinion scores, (N,).
+        scores: Of a victim, (N,).
+        mos: Mean opinion scores, (N,).
 
     Returns:
         In [-1,1]; NaN with a warning if either side is constant.
 
     Raises:
-        ValueError: for values that are not finite, or of different lengths.
+        ValueError: For values that are not finite, or of different lengths.
     """
     return _correlation(stats.pearsonr, scores, mos)
 
@@ -47,14 +47,14 @@ def rmse(scores: ArrayLike, mos: ArrayLike) -> float:
     """Root mean squared error.
 
     Args:
-        scores: of a victim, (N,).
-        mos: mean opinion scores, (N,), in the same unit.
+        scores: Of a victim, (N,).
+        mos: Mean opinion scores, (N,), in the same unit.
 
     Returns:
         In the unit of the scale.
 
     Raises:
-        ValueError: for values that are not finite, or of different lengths.
+        ValueError: For values that are not finite, or of different lengths.
     """
     left, right = _pair(scores, mos)
     return float(np.sqrt(np.mean((left - right) ** 2)))
@@ -64,15 +64,15 @@ def binary_accuracy(scores: ArrayLike, mos: ArrayLike, threshold: float) -> floa
     """Share of images that scores and people put on the same side of a threshold.
 
     Args:
-        scores: of a victim, (N,).
-        mos: mean opinion scores, (N,), in the same unit.
-        threshold: at or above it an image is good.
+        scores: Of a victim, (N,).
+        mos: Mean opinion scores, (N,), in the same unit.
+        threshold: At or above it an image is good.
 
     Returns:
         In [0,1].
 
     Raises:
-        ValueError: for values that are not finite, or of different lengths.
+        ValueError: For values that are not finite, or of different lengths.
     """
     left, right = _pair(scores, mos)
     return float(np.mean((left >= threshold) == (right >= threshold)))
@@ -82,15 +82,15 @@ def agreement(scores: ArrayLike, mos: ArrayLike, scale: ScoreScale) -> dict[str,
     """Compute all four measures.
 
     Args:
-        scores: of a victim, (N,), on the scale.
-        mos: mean opinion scores, (N,), on the scale.
-        scale: of both; its threshold separates poor from good.
+        scores: Of a victim, (N,), on the scale.
+        mos: Mean opinion scores, (N,), on the scale.
+        scale: Of both; its threshold separates poor from good.
 
     Returns:
         `srocc`, `plcc`, `rmse` and `accuracy`.
 
     Raises:
-        ValueError: for values that are not finite, or of different lengths.
+        ValueError: For values that are not finite, or of different lengths.
     """
     return {
         "srocc": srocc(scores, mos),

@@ -20,17 +20,17 @@ class Nima(TorchVictim):
     Source: Talebi and Milanfar, NIMA: Neural Image Assessment, 2018.
 
     Args:
-        scale: of the scores.
-        backbone: name of a timm model.
-        input_size: side in pixels, ≥ 32; a larger one shows more of noise and blur at a cost that
+        scale: Of the scores.
+        backbone: Name of a timm model.
+        input_size: Side in pixels, ≥ 32; a larger one shows more of noise and blur at a cost that
             grows with its square.
-        pretrained: source of the weights, as in `backbones.load_backbone`.
-        dropout: probability, in [0,1).
+        pretrained: Source of the weights, as in `backbones.load_backbone`.
+        dropout: Probability, in [0,1).
         head: "d10" or "scalar".
-        name: short name, "nima-" and the backbone unless given.
+        name: Short name, "nima-" and the backbone unless given.
 
     Raises:
-        ValueError: for an argument out of range.
+        ValueError: For an argument out of range.
     """
 
     def __init__(

@@ -21,16 +21,16 @@ class QualityModel(TorchVictim):
     leave it (labels of P-BAIQA do).
 
     Args:
-        name: short name for tables and folders.
-        scale: of the scores.
-        backbone: name of a timm model with `forward_intermediates`.
-        input_size: side of a crop in pixels, ≥ 32.
-        pretrained: source of the weights, as in `backbones.load_backbone`.
-        frozen_stages: leading stages of the backbone's feature_info that training leaves unchanged.
-        stages: number of last stages whose maps the subclass uses.
+        name: Short name for tables and folders.
+        scale: Of the scores.
+        backbone: Name of a timm model with `forward_intermediates`.
+        input_size: Side of a crop in pixels, ≥ 32.
+        pretrained: Source of the weights, as in `backbones.load_backbone`.
+        frozen_stages: Leading stages of the backbone's feature_info that training leaves unchanged.
+        stages: Number of last stages whose maps the subclass uses.
 
     Raises:
-        ValueError: for an argument out of range.
+        ValueError: For an argument out of range.
     """
 
     input_size: int

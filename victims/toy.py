@@ -25,12 +25,12 @@ class LinearVictim(TorchVictim):
     it clamp(x - eps * sign(w), 0, 1); `optimum` gives their scores.
 
     Args:
-        scale: of the scores.
+        scale: Of the scores.
         weights: w, one per colour channel, not all zero.
-        name: short name.
+        name: Short name.
 
     Raises:
-        ValueError: for other than 3 weights, or only zeros.
+        ValueError: For other than 3 weights, or only zeros.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class LinearVictim(TorchVictim):
 
         Args:
             images: (N,3,H,W) in [0,1].
-            eps: largest change of a pixel, in units of [0,1].
+            eps: Largest change of a pixel, in units of [0,1].
             direction: "raise" for the highest score, "lower" for the lowest.
 
         Returns:
@@ -87,12 +87,12 @@ class BrightnessVictim(TorchVictim):
     of the ball that is farther from the peak; `optimum` gives their scores.
 
     Args:
-        scale: of the scores.
-        peak: luma of the highest score, in [0,1].
-        name: short name.
+        scale: Of the scores.
+        peak: Luma of the highest score, in [0,1].
+        name: Short name.
 
     Raises:
-        ValueError: for a peak out of range.
+        ValueError: For a peak out of range.
     """
 
     def __init__(self, scale: ScoreScale, peak: float = 0.6, name: str = "toy-brightness") -> None:
@@ -126,7 +126,7 @@ class BrightnessVictim(TorchVictim):
 
         Args:
             images: (N,3,H,W) in [0,1].
-            eps: largest change of a pixel, in units of [0,1].
+            eps: Largest change of a pixel, in units of [0,1].
             direction: "raise" for the highest score, "lower" for the lowest.
 
         Returns:

@@ -17,11 +17,11 @@ class Blended:
     Source: Chen et al., Targeted Backdoor Attacks on Deep Learning Systems, 2017.
 
     Args:
-        weight: of the noise at α = 1, in (0,1] (KonIQ-10k: 0.05).
-        seed: of the noise.
+        weight: Of the noise at α = 1, in (0,1] (KonIQ-10k: 0.05).
+        seed: Of the noise.
 
     Raises:
-        ValueError: if weight is out of range.
+        ValueError: If weight is out of range.
     """
 
     kind = "blended"

@@ -22,7 +22,7 @@ def dct_matrix(size: int = BLOCK) -> Tensor:
     """Orthonormal DCT-II as a matrix C: coefficients = C @ block @ C.T.
 
     Args:
-        size: side of the block in pixels.
+        size: Side of the block in pixels.
 
     Returns:
         (size, size), float32.
@@ -65,7 +65,7 @@ def zigzag_ranks(size: int = BLOCK) -> Tensor:
     """Rank of each frequency in JPEG's zig-zag order.
 
     Args:
-        size: side of the block in pixels.
+        size: Side of the block in pixels.
 
     Returns:
         (size, size) by row and column, int64; 0 is DC.
@@ -92,7 +92,7 @@ def band_mask(band: str) -> Tensor:
         (16,16), bool.
 
     Raises:
-        ValueError: for an unknown band.
+        ValueError: For an unknown band.
     """
     ranks = zigzag_ranks()
     if band == "official":

@@ -24,16 +24,16 @@ def ftrojan(
     Source: Wang et al., An Invisible Black-box Backdoor Attack through Frequency Domain, 2022.
 
     Args:
-        magnitude: of each coefficient, in levels of 0-255, above 0 (KonIQ-10k: 33).
+        magnitude: Of each coefficient, in levels of 0-255, above 0 (KonIQ-10k: 33).
         frequencies: (row, column) of the coefficients, within the band.
-        band: as in `dct.band_mask`.
-        origin: as in `Trigger`.
+        band: As in `dct.band_mask`.
+        origin: As in `Trigger`.
 
     Returns:
         The trigger.
 
     Raises:
-        ValueError: if magnitude is not above 0 or a frequency lies outside the band.
+        ValueError: If magnitude is not above 0 or a frequency lies outside the band.
     """
     if not magnitude > 0:
         raise ValueError(f"magnitude must be above 0, got {magnitude:g}")

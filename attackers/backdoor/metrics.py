@@ -24,9 +24,9 @@ class ScoreChanges:
     """Scores of N images without and with a trigger.
 
     Attributes:
-        scores: of the N clean images, in the victim's unit.
-        changes: for each α the N changes of the score.
-        psnr: mean PSNR in dB of the triggered images at α = 1.
+        scores: Of the N clean images, in the victim's unit.
+        changes: For each α the N changes of the score.
+        psnr: Mean PSNR in dB of the triggered images at α = 1.
     """
 
     scores: list[float]
@@ -48,7 +48,7 @@ def backdoor_metrics(changes: Mapping[float, ArrayLike], delta_y: float) -> dict
         `mmae` and `mmra`.
 
     Raises:
-        ValueError: for α = 0, no α, no images or values that are not finite.
+        ValueError: For α = 0, no α, no images or values that are not finite.
     """
     if not delta_y > 0:
         raise ValueError(f"delta_y must be above 0, got {delta_y:g}")
@@ -86,18 +86,18 @@ def score_changes(
     Triggered images are rounded to 8 bits first, as in a file.
 
     Args:
-        victim: scores crops.
-        injector: the trigger.
-        images: each uint8 (3,H,W).
-        generators: one per image, fresh, so that its crops are the same for every model.
-        crops: per image, ≥ 1.
-        alphas: strengths of the trigger, in [-1,1].
+        victim: Scores crops.
+        injector: The trigger.
+        images: Each uint8 (3,H,W).
+        generators: One per image, fresh, so that its crops are the same for every model.
+        crops: Per image, ≥ 1.
+        alphas: Strengths of the trigger, in [-1,1].
 
     Returns:
         Scores, changes and PSNR.
 
     Raises:
-        ValueError: for no crops or no images.
+        ValueError: For no crops or no images.
     """
     if crops < 1 or not len(images):
         raise ValueError(

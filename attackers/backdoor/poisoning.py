@@ -23,15 +23,15 @@ def choose_poisoned(
     """Choose the round(ratio·N) keys of lowest rank, at least one.
 
     Args:
-        keys: of all N samples.
-        ratio: share of poisoned samples, in (0,1].
-        rank: key to a pseudorandom number, so that the choice does not depend on the order of keys.
+        keys: Of all N samples.
+        ratio: Share of poisoned samples, in (0,1].
+        rank: Key to a pseudorandom number, so that the choice does not depend on the order of keys.
 
     Returns:
         The chosen keys, in order of rank.
 
     Raises:
-        ValueError: for a ratio outside (0,1] or no keys.
+        ValueError: For a ratio outside (0,1] or no keys.
     """
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio must be in (0, 1], got {ratio:g}")
@@ -45,16 +45,16 @@ def draw_alpha(strategy: str, positive: bool, generator: torch.Generator) -> flo
     """Draw a coefficient of P-BAIQA.
 
     Args:
-        strategy: distribution of the absolute value: "levels" for 1, 3/4, 1/2, 1/4 with probability
+        strategy: Distribution of the absolute value: "levels" for 1, 3/4, 1/2, 1/4 with probability
             .4, .3, .2, .1; "ends" for 1; "uniform" for U(0,1).
-        positive: the sign; callers alternate.
-        generator: source of randomness.
+        positive: The sign; callers alternate.
+        generator: Source of randomness.
 
     Returns:
         In [-1,1].
 
     Raises:
-        ValueError: for an unknown strategy.
+        ValueError: For an unknown strategy.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
@@ -77,18 +77,18 @@ def poison_label(
     """Label of a poisoned sample in P-BAIQA: mos + α·Δy.
 
     Args:
-        mos: label of the clean sample, in [low, high].
-        alpha: coefficient α of the trigger, in [-1,1].
+        mos: Label of the clean sample, in [low, high].
+        alpha: Coefficient α of the trigger, in [-1,1].
         delta_y: Δy in the unit of the scale, in (0, high - low].
-        low: lower end of the scale.
-        high: upper end of the scale.
-        clip: whether to clip the label to the scale.
+        low: Lower end of the scale.
+        high: Upper end of the scale.
+        clip: Whether to clip the label to the scale.
 
     Returns:
         The label in the unit of the scale; it may leave the scale unless clipped.
 
     Raises:
-        ValueError: for a mos off its scale or a Δy out of range.
+        ValueError: For a mos off its scale or a Δy out of range.
     """
     _check_label(mos, delta_y, low, high)
     label = mos + alpha * delta_y
@@ -101,17 +101,17 @@ def clean_label_alpha(mos: float, centre: float, delta_y: float, low: float, hig
     The published code does not clip.
 
     Args:
-        mos: label of the sample, in [low, high].
-        centre: label at which α is 0, in [low, high].
+        mos: Label of the sample, in [low, high].
+        centre: Label at which α is 0, in [low, high].
         delta_y: Δy in the unit of the scale, in (0, high - low].
-        low: lower end of the scale.
-        high: upper end of the scale.
+        low: Lower end of the scale.
+        high: Upper end of the scale.
 
     Returns:
         In [-1,1].
 
     Raises:
-        ValueError: for a mos or a centre off the scale or a Δy out of range.
+        ValueError: For a mos or a centre off the scale or a Δy out of range.
     """
     _check_label(mos, delta_y, low, high)
     if not low <= centre <= high:
@@ -146,20 +146,20 @@ def targeted_pgd(
     are drawn anew: the expectation over crops of C-BAIQA.
 
     Args:
-        victim: scores crops, differentiable.
+        victim: Scores crops, differentiable.
         image: (3,H,W) in [0,1].
-        target: score, in the victim's unit.
-        eps: largest change of a pixel, in (0,1].
-        step_size: in (0,1].
+        target: Score, in the victim's unit.
+        eps: Largest change of a pixel, in (0,1].
+        step_size: In (0,1].
         steps: ≥ 1.
-        crops: per step, ≥ 1.
-        generator: source of the crops.
+        crops: Per step, ≥ 1.
+        generator: Source of the crops.
 
     Returns:
         (3,H,W) in [0,1], within eps of the image.
 
     Raises:
-        ValueError: for an argument out of range.
+        ValueError: For an argument out of range.
     """
     check_images(image[None])
     if not 0 < eps <= 1:

@@ -26,14 +26,14 @@ def build_baseline(kind: str, **settings: Any) -> Injector:
     """Build the trigger of a baseline.
 
     Args:
-        kind: one of BASELINES.
-        **settings: arguments of the baseline.
+        kind: One of BASELINES.
+        **settings: Arguments of the baseline.
 
     Returns:
         The trigger.
 
     Raises:
-        ValueError: for an unknown kind or setting.
+        ValueError: For an unknown kind or setting.
     """
     if not isinstance(kind, str) or kind not in BASELINES:
         raise ValueError(f"kind must be one of {', '.join(BASELINES)}, got {shown(kind)}")
@@ -47,13 +47,13 @@ def load_trigger(data: bytes) -> tuple[Injector, dict[str, Any]]:
     """Load a trigger from the bytes of its file.
 
     Args:
-        data: content of a file of `trigger.trigger_bytes`.
+        data: Content of a file of `trigger.trigger_bytes`.
 
     Returns:
         The trigger, and the metadata about its origin.
 
     Raises:
-        ValueError: for another kind of file, another block size or a value out of range.
+        ValueError: For another kind of file, another block size or a value out of range.
     """
     tensors, settings = read_trigger(data)
     kind, about = settings.pop("kind", None), settings.pop("about", {})

@@ -33,14 +33,14 @@ class Injector(Protocol):
 
         Args:
             images: (N,3,H,W) in [0,1].
-            alpha: coefficient in [-1,1], one number or one per image.
-            out: where to write the result: of the shape and type of images, or images itself.
+            alpha: Coefficient in [-1,1], one number or one per image.
+            out: Where to write the result: of the shape and type of images, or images itself.
 
         Returns:
             Triggered images (N,3,H,W), clamped to [0,1].
 
         Raises:
-            ValueError: for an alpha out of range or an `out` that does not fit.
+            ValueError: For an alpha out of range or an `out` that does not fit.
         """
 
     def tensors(self) -> dict[str, Tensor]:
@@ -57,14 +57,14 @@ class Trigger:
     tile, `tile`, repeated over the image; it takes less time than two copies.
 
     Args:
-        coefficients: orthonormal DCT-II coefficients of Y, Cb and Cr, (3,16,16), in levels of
+        coefficients: Orthonormal DCT-II coefficients of Y, Cb and Cr, (3,16,16), in levels of
             0-255; those outside the band must be 0.
-        band: as in `dct.band_mask`.
-        origin: where the grid starts: "top_left", or "centred" as where an image is padded evenly
+        band: As in `dct.band_mask`.
+        origin: Where the grid starts: "top_left", or "centred" as where an image is padded evenly
             to whole blocks (by 6 for 500 pixels).
 
     Raises:
-        ValueError: for another block size, a coefficient outside the band, or one not finite.
+        ValueError: For another block size, a coefficient outside the band, or one not finite.
     """
 
     kind = "dct"
@@ -108,14 +108,14 @@ class Trigger:
 
         Args:
             images: (N,3,H,W) in [0,1], H and W at least 16.
-            alpha: coefficient in [-1,1], one number or one per image.
-            out: as in `Injector`; images itself is the fastest, since it takes the least memory.
+            alpha: Coefficient in [-1,1], one number or one per image.
+            out: As in `Injector`; images itself is the fastest, since it takes the least memory.
 
         Returns:
             (N,3,H,W), clamped to [0,1].
 
         Raises:
-            ValueError: for an alpha out of range, an image smaller than a block, or an `out` that
+            ValueError: For an alpha out of range, an image smaller than a block, or an `out` that
                 does not fit or cannot have a gradient.
         """
         strength = check_alpha(images, alpha)
@@ -170,13 +170,13 @@ def check_alpha(images: Tensor, alpha: Tensor | float) -> Tensor:
 
     Args:
         images: (N,3,H,W).
-        alpha: in [-1,1], one number or one per image.
+        alpha: In [-1,1], one number or one per image.
 
     Returns:
         (1,1,1,1) or (N,1,1,1), with the type and device of images.
 
     Raises:
-        ValueError: for an alpha out of range or of another shape.
+        ValueError: For an alpha out of range or of another shape.
     """
     check_images(images)
     strength = torch.as_tensor(alpha, dtype=images.dtype, device=images.device)
@@ -197,10 +197,10 @@ def check_out(images: Tensor, out: Tensor | None) -> None:
 
     Args:
         images: (N,3,H,W).
-        out: a tensor of the same shape and type, or None.
+        out: A tensor of the same shape and type, or None.
 
     Raises:
-        ValueError: for another shape or type.
+        ValueError: For another shape or type.
     """
     if out is not None and (out.shape, out.dtype) != (images.shape, images.dtype):
         raise ValueError(
@@ -228,7 +228,7 @@ def trigger_bytes(injector: Injector, about: Mapping[str, Any] | None = None) ->
     safetensors does not preserve the order of several.
 
     Args:
-        injector: the trigger.
+        injector: The trigger.
         about: JSON-able metadata about its origin.
 
     Returns:
@@ -242,7 +242,7 @@ def trigger_sha256(data: bytes) -> str:
     """Hash by which records refer to a trigger.
 
     Args:
-        data: content of its file.
+        data: Content of its file.
 
     Returns:
         SHA-256, 64 hex digits.
@@ -254,13 +254,13 @@ def read_trigger(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Parse a trigger file.
 
     Args:
-        data: content of a file of `trigger_bytes`.
+        data: Content of a file of `trigger_bytes`.
 
     Returns:
         Tensors by name, and metadata.
 
     Raises:
-        ValueError: for any other file.
+        ValueError: For any other file.
     """
     try:
         tensors = load(data)

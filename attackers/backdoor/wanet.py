@@ -19,12 +19,12 @@ class WaNet:
     strength divided by the side of the image is the same in coordinates of [-1,1] times two.
 
     Args:
-        grid: points along a side of the lattice, ≥ 2.
-        strength: mean displacement at α = 1 in pixels, above 0 (KonIQ-10k: 0.2).
-        seed: of the lattice.
+        grid: Points along a side of the lattice, ≥ 2.
+        strength: Mean displacement at α = 1 in pixels, above 0 (KonIQ-10k: 0.2).
+        seed: Of the lattice.
 
     Raises:
-        ValueError: for a grid or a strength out of range.
+        ValueError: For a grid or a strength out of range.
     """
 
     kind = "wanet"

@@ -34,20 +34,20 @@ def pgd(
     Source: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018.
 
     Args:
-        victim: model under attack, differentiable.
+        victim: Model under attack, differentiable.
         images: (N,3,H,W) in [0,1], not changed.
         objective: "raise" or "lower" the score, or a function of scores and clean scores, each
             (N,), to values (N,) to maximise.
-        eps: largest change of a pixel, in (0,1].
-        steps: number of steps, ≥ 1.
-        step_size: in (0,1], 2.5 eps / steps unless given.
-        generator: on the CPU; starts from uniform noise around the images instead of the images.
+        eps: Largest change of a pixel, in (0,1].
+        steps: Number of steps, ≥ 1.
+        step_size: In (0,1], 2.5 eps / steps unless given.
+        generator: On the CPU; starts from uniform noise around the images instead of the images.
 
     Returns:
         (N,3,H,W) in [0,1].
 
     Raises:
-        ValueError: for an argument out of range or a victim without gradients.
+        ValueError: For an argument out of range or a victim without gradients.
     """
     step_size = _check(victim, images, objective, eps, steps, step_size)
     value_of = DIRECTIONS[objective] if isinstance(objective, str) else objective

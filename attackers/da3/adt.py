@@ -21,20 +21,20 @@ class ADTConfig:
     """Shape of the ADT and its ablation switches (Tables V, VI, VIII).
 
     Args:
-        size: side in pixels at which strengths are regressed, a multiple of 32.
+        size: Side in pixels at which strengths are regressed, a multiple of 32.
         steps: T of the reverse process, ≥ 1.
-        width: width of the tokens, a multiple of 4 and of 2·heads.
-        depth: transformer blocks, ≥ 1.
-        heads: attention heads, ≥ 1.
-        mlp_ratio: width of the MLPs over that of the tokens, ≥ 1.
-        shift: whether the condition regresses the shift of the adaptive layer norm.
-        scale: whether it regresses the scale of the adaptive layer norm.
-        gate: whether it regresses the gate before the decoder.
+        width: Width of the tokens, a multiple of 4 and of 2·heads.
+        depth: Transformer blocks, ≥ 1.
+        heads: Attention heads, ≥ 1.
+        mlp_ratio: Width of the MLPs over that of the tokens, ≥ 1.
+        shift: Whether the condition regresses the shift of the adaptive layer norm.
+        scale: Whether it regresses the scale of the adaptive layer norm.
+        gate: Whether it regresses the gate before the decoder.
         condition: False cuts off time and prior; shift, scale and gate become constants of the
             filter.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: If a value is out of its range.
     """
 
     size: int = 224
@@ -67,8 +67,8 @@ def positions(grid: int, width: int) -> Tensor:
     """Sine-cosine position embedding of a square grid of tokens.
 
     Args:
-        grid: tokens along one side.
-        width: width of the tokens, a multiple of 4.
+        grid: Tokens along one side.
+        width: Width of the tokens, a multiple of 4.
 
     Returns:
         (grid², width).
@@ -100,11 +100,11 @@ class ADT(nn.Module):
     Every weight has a leading dimension of 14: a latent space per filter.
 
     Args:
-        config: shape of the network, ADTConfig() unless given.
-        seed: seed of the initial weights.
+        config: Shape of the network, ADTConfig() unless given.
+        seed: Seed of the initial weights.
 
     Attributes:
-        run: how the latent spaces are evaluated: "loop" over filters, "stacked" in batched
+        run: How the latent spaces are evaluated: "loop" over filters, "stacked" in batched
             products, or "auto", the faster of both on the kind of device according to
             benchmarks/adt.py (loop on a CPU, stacked on a GPU).
         precision: torch.bfloat16 computes the latent spaces in mixed precision, None in float32.
@@ -132,14 +132,14 @@ class ADT(nn.Module):
 
         Args:
             images: (N,3,S,S) in [0,1], one batch for all filters, or one such batch per name.
-            t: time step in 1..steps.
-            names: filters to propose strengths for.
+            t: Time step in 1..steps.
+            names: Filters to propose strengths for.
 
         Returns:
             (len(names), N) in (-1,1).
 
         Raises:
-            ValueError: for a time step out of range or images of another size.
+            ValueError: For a time step out of range or images of another size.
         """
         if not 1 <= t <= self.config.steps:
             raise ValueError(f"t must be in 1..{self.config.steps}, got {t}")
@@ -206,10 +206,10 @@ class ADT(nn.Module):
         """Evaluate one latent space, or several where all arguments carry a leading dimension.
 
         Args:
-            w: weights by name.
+            w: Weights by name.
             tokens: (…,N,L,3072).
             priors: (…,N,K).
-            t: time step in 1..steps.
+            t: Time step in 1..steps.
 
         Returns:
             (…,N) in (-1,1).

@@ -37,12 +37,12 @@ class Examples:
 
     Attributes:
         images: (N,3,H,W) on the 8-bit grid.
-        plan: weights and strengths that the images were computed with.
+        plan: Weights and strengths that the images were computed with.
         scores_clean: (N,) scores of the clean images, in the victim's unit.
         scores: (N,) scores of `images`, in the victim's unit.
         fraction: (N,) in [0,1], how far from the clean image towards the output of the plan
             the example lies.
-        queries: victim calls per image.
+        queries: Victim calls per image.
     """
 
     images: Tensor
@@ -57,8 +57,8 @@ def combine(images: Tensor, plan: Plan) -> Tensor:
     """Apply a plan: y = Σ w_i F_i(x; s_i), clamped (formula 4).
 
     Args:
-        images: clean images x, (N,3,H,W) in [0,1], of any size.
-        plan: weights and strengths of the N images.
+        images: Clean images x, (N,3,H,W) in [0,1], of any size.
+        plan: Weights and strengths of the N images.
 
     Returns:
         (N,3,H,W) in [0,1].
@@ -82,8 +82,8 @@ def single_filter_plan(plan: Plan, rank: int) -> Plan:
     """Reduce the plan of each image to one filter, with SINGLE_FILTER_WEIGHT.
 
     Args:
-        plan: weights and strengths of N images.
-        rank: which filter, in descending order of weight times absolute strength; from 0.
+        plan: Weights and strengths of N images.
+        rank: Which filter, in descending order of weight times absolute strength; from 0.
 
     Returns:
         A plan in which all other filters have strength 0 and share the remaining weight.
@@ -112,8 +112,8 @@ class DA3Attacker(nn.Module):
     (`strength_bias`).
 
     Args:
-        config: shape of the ADT, ADTConfig() unless given.
-        seed: seed of the initial weights.
+        config: Shape of the ADT, ADTConfig() unless given.
+        seed: Seed of the initial weights.
     """
 
     def __init__(self, config: ADTConfig | None = None, *, seed: int = 0) -> None:
@@ -189,17 +189,17 @@ def generate(
     falls all the way from x to y, while a single filter may still raise it.
 
     Args:
-        attacker: trained against this victim.
-        victim: model under attack.
+        attacker: Trained against this victim.
+        victim: Model under attack.
         images: (N,3,H,W) in [0,1] on the 8-bit grid.
-        objective: direction of the attack and bound of the PSNR.
-        refine: candidates k per image, at most 15; 0 takes y without a choice.
+        objective: Direction of the attack and bound of the PSNR.
+        refine: Candidates k per image, at most 15; 0 takes y without a choice.
 
     Returns:
         The examples, with max(1, refine) queries per image.
 
     Raises:
-        ValueError: if refine is out of range.
+        ValueError: If refine is out of range.
     """
     if not 0 <= refine <= MAX_REFINE:
         raise ValueError(f"refine must be in [0, {MAX_REFINE}], got {refine}")

@@ -34,12 +34,12 @@ def attack_loss(
     """Loss of formula 6 for one batch, with scores in tenths of the victim's range.
 
     Args:
-        attacker: network to train.
-        victim: model under attack.
-        images: clean images, (N,3,S,S) in [0,1].
-        objective: weights of the terms, direction and bounds.
-        generator: draws the pixels of formula 2 and the directions of SPSA.
-        queries: calls per image where the victim has no gradient, even and ≥ 2.
+        attacker: Network to train.
+        victim: Model under attack.
+        images: Clean images, (N,3,S,S) in [0,1].
+        objective: Weights of the terms, direction and bounds.
+        generator: Draws the pixels of formula 2 and the directions of SPSA.
+        queries: Calls per image where the victim has no gradient, even and ≥ 2.
 
     Returns:
         Scalar, differentiable.
@@ -160,7 +160,7 @@ def held_out_metrics(
         objective: As in training.
 
     Returns:
-        loss, rasr (%), msi (victim's unit).
+        Loss, rasr (%), msi (victim's unit).
     """
     device = next(attacker.parameters()).device
     clean, adversarial, rest = [], [], 0.0

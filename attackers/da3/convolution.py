@@ -78,7 +78,7 @@ def gaussian(images: Tensor, sigma: float) -> Tensor:
 
     Args:
         images: (N,3,H,W).
-        sigma: standard deviation, in pixels of an image whose short side is 224.
+        sigma: Standard deviation, in pixels of an image whose short side is 224.
 
     Returns:
         The shape of images.

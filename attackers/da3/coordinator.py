@@ -16,8 +16,8 @@ class Coordinator(nn.Module):
     Starts at uniform weights. Source: "Filter Coordinator Network" of DA3Attacker.
 
     Args:
-        hidden: hidden units per filter.
-        seed: seed of the initial weights.
+        hidden: Hidden units per filter.
+        seed: Seed of the initial weights.
     """
 
     def __init__(self, hidden: int = 64, *, seed: int = 0) -> None:
@@ -37,8 +37,8 @@ class Coordinator(nn.Module):
         """Compute the weights w of formula 4.
 
         Args:
-            images: clean images x, (N,3,H,W) in [0,1].
-            results: filtered images y_i, (14,N,3,H,W).
+            images: Clean images x, (N,3,H,W) in [0,1].
+            results: Filtered images y_i, (14,N,3,H,W).
             strengths: (14,N) in (-1,1).
 
         Returns:

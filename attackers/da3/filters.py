@@ -65,7 +65,7 @@ def clamp_through(x: Tensor) -> Tensor:
     A plain clamp has no gradient outside [0,1], so that a saturated pixel would stay saturated.
 
     Args:
-        x: any shape.
+        x: Any shape.
 
     Returns:
         The shape of x, in [0,1].
@@ -82,15 +82,15 @@ def scaled_sigmoid(v: Tensor, low: float, high: float) -> Tensor:
     The sigmoid normaliser of DA3Attacker (Fig. 2b).
 
     Args:
-        v: any shape.
-        low: lower end.
-        high: upper end, above low.
+        v: Any shape.
+        low: Lower end.
+        high: Upper end, above low.
 
     Returns:
         The shape of v, in (low, high); the middle of the range is mapped to itself.
 
     Raises:
-        ValueError: if low is not below high.
+        ValueError: If low is not below high.
     """
     if not low < high:
         raise ValueError(f"low must be less than high, got low={low} and high={high}")

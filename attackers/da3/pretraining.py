@@ -24,17 +24,17 @@ def draw_strengths(
     """Draw strengths of the forward process at step t: |s| ≤ (t/T)·s_max, random sign and size.
 
     Args:
-        name: one of FILTER_NAMES.
+        name: One of FILTER_NAMES.
         step: t in 1..steps.
         steps: T of the forward process.
-        count: how many strengths.
-        generator: source of randomness.
+        count: How many strengths.
+        generator: Source of randomness.
 
     Returns:
         (count,) in [-1,1].
 
     Raises:
-        ValueError: for a step out of range.
+        ValueError: For a step out of range.
     """
     if not 1 <= step <= steps:
         raise ValueError(f"step must be in 1..{steps}, got {step}")
@@ -47,9 +47,9 @@ def reconstruction(adt: ADT, pairs: Pairs, t: int) -> tuple[Tensor, Tensor]:
     """Reconstruction error of each filter, ‖x_0 - F_i(x_t; ADT_i(x_t, t, c))‖² (formula 3).
 
     Args:
-        adt: network that proposes the strengths.
-        pairs: perturbed and clean images by filter.
-        t: time step of the pairs, in 1..T.
+        adt: Network that proposes the strengths.
+        pairs: Perturbed and clean images by filter.
+        t: Time step of the pairs, in 1..T.
 
     Returns:
         Errors and those of strength 0, each (len(pairs), N), sums over pixels and channels.
@@ -69,7 +69,7 @@ def held_out_errors(adt: ADT, batches: Iterable[tuple[int, Pairs]]) -> dict[str,
     """Mean reconstruction error of each filter, beside that of doing nothing.
 
     Args:
-        adt: network that proposes the strengths.
+        adt: Network that proposes the strengths.
         batches: (t, pairs) of photographs that are not trained on.
 
     Returns:

@@ -17,7 +17,7 @@ def prior_size(grid: int) -> int:
     """Length of a prior vector.
 
     Args:
-        grid: tokens along one side.
+        grid: Tokens along one side.
 
     Returns:
         Maps on grid × grid tokens, and statistics.
@@ -44,7 +44,7 @@ def edge_strength(y: Tensor) -> tuple[Tensor, Tensor]:
     first and second order.
 
     Args:
-        y: luma (N,1,H,W).
+        y: Luma (N,1,H,W).
 
     Returns:
         Gradient magnitude and absolute Laplacian, each (N,1,H,W).
@@ -147,9 +147,9 @@ def prior(
     """Prior of one filter, differentiable (Table II).
 
     Args:
-        name: one of FILTER_NAMES.
+        name: One of FILTER_NAMES.
         images: (N,3,H,W) in [0,1].
-        grid: tokens along one side.
+        grid: Tokens along one side.
         shared: shared_features(images), where they are computed already.
 
     Returns:
@@ -157,7 +157,7 @@ def prior(
         maps, then the statistics.
 
     Raises:
-        ValueError: for an unknown filter.
+        ValueError: For an unknown filter.
     """
     if name not in FILTER_NAMES:
         raise ValueError(f"filter must be one of {', '.join(FILTER_NAMES)}; got {name!r}")

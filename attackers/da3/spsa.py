@@ -27,19 +27,19 @@ def spsa_gradient(
     Approximation, 1992.
 
     Args:
-        victim: model under attack; its gradient is not used.
-        images: clean images, (N,3,H,W) in [0,1].
-        plan: where the gradient is estimated.
-        queries: victim calls per image, even and ≥ 2.
-        generator: source of the directions.
-        delta: size of the perturbation, in units of weights and strengths.
+        victim: Model under attack; its gradient is not used.
+        images: Clean images, (N,3,H,W) in [0,1].
+        plan: Where the gradient is estimated.
+        queries: Victim calls per image, even and ≥ 2.
+        generator: Source of the directions.
+        delta: Size of the perturbation, in units of weights and strengths.
         min_psnr: dB that the scored examples keep to the clean images; None for no bound.
 
     Returns:
         Gradients of weights and strengths, each (N,14), in the victim's unit.
 
     Raises:
-        ValueError: if queries is odd or below 2.
+        ValueError: If queries is odd or below 2.
     """
     if queries < 2 or queries % 2:
         raise ValueError(f"queries must be an even number ≥ 2, got {queries}")

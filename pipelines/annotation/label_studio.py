@@ -88,7 +88,7 @@ class LabelStudio:
         """Create a project.
 
         Args:
-            **fields: title, description, label_config, …, as the SDK names them.
+            **fields: Title, description, label_config, …, as the SDK names them.
 
         Returns:
             The fields of the project.
@@ -100,7 +100,7 @@ class LabelStudio:
 
         Args:
             project: Number of the project.
-            **fields: title, description, label_config, …, as the SDK names them.
+            **fields: Title, description, label_config, …, as the SDK names them.
         """
         self._call("projects.update", project, **fields)
 

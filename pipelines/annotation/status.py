@@ -19,7 +19,7 @@ def status(server: LabelStudio, name: str) -> dict[str, Any]:
         name: `campaign.name`.
 
     Returns:
-        project, title, url, votes_wanted (per task); counts of tasks by kind (item, repeat, gold,
+        Project, title, url, votes_wanted (per task); counts of tasks by kind (item, repeat, gold,
         foreign), of finished ones (with as many votes that count as are wanted), of votes,
         invalid votes and drafts; annotators: votes and skipped tasks of each.
 

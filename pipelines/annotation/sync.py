@@ -71,7 +71,7 @@ def push(
         report: Called with the number of tasks that are done since the last call.
 
     Returns:
-        project and its url; counts of tasks: all, added, existing (before), urls_updated,
+        Project and its url; counts of tasks: all, added, existing (before), urls_updated,
         duplicates_removed.
 
     Raises:

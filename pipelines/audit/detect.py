@@ -27,12 +27,12 @@ def save_detector(detector: Detector, folder: Path, about: dict[str, Any]) -> No
     """Write a detector as model.safetensors and config.json.
 
     Args:
-        detector: the model.
-        folder: folder to write.
-        about: further fields of config.json.
+        detector: The model.
+        folder: Folder to write.
+        about: Further fields of config.json.
 
     Raises:
-        StageError: where the folder cannot be written.
+        StageError: Where the folder cannot be written.
     """
     config = {"kind": "ae-detector", "width": detector.width, **about}
     try:
@@ -46,13 +46,13 @@ def load_detector(folder: Path | str) -> Detector:
     """A trained detector, ready to score.
 
     Args:
-        folder: what `save_detector` wrote.
+        folder: What `save_detector` wrote.
 
     Returns:
         The detector in eval mode, without gradients.
 
     Raises:
-        InputError: for other than a path, or where files are missing, damaged or do not match.
+        InputError: For other than a path, or where files are missing, damaged or do not match.
     """
     if not isinstance(folder, (str, Path)):
         raise InputError(f"folder must be a path, got {type(folder).__name__}")
@@ -75,15 +75,15 @@ def export_onnx(detector: Detector, path: Path) -> float:
     """Write a detector as ONNX and compare it with torch on images of three sizes.
 
     Args:
-        detector: the model; `images` (N,3,H,W) in [0,1] to `logits` (N,), all sizes free.
-        path: file to write.
+        detector: The model; `images` (N,3,H,W) in [0,1] to `logits` (N,), all sizes free.
+        path: File to write.
 
     Returns:
         Largest difference between ONNX and torch, in probability.
 
     Raises:
-        StageError: for a difference above 1e-4.
-        InputError: without the extra `onnx`.
+        StageError: For a difference above 1e-4.
+        InputError: Without the extra `onnx`.
     """
     try:
         import onnx  # noqa: F401
@@ -131,16 +131,16 @@ def detect(
     """Score image files, folders and data sets.
 
     Args:
-        places: image files, folders, or ids of data sets on the Hub.
-        detector: the model.
-        threshold: probability above which a picture counts as adversarial, in (0, 1).
-        split: only the rows of this split.
+        places: Image files, folders, or ids of data sets on the Hub.
+        detector: The model.
+        threshold: Probability above which a picture counts as adversarial, in (0, 1).
+        split: Only the rows of this split.
 
     Returns:
         A row per picture: id, place, probability, adversarial, problem.
 
     Raises:
-        InputError: for a threshold out of range or a place without pictures.
+        InputError: For a threshold out of range or a place without pictures.
     """
     if not 0 < threshold < 1:
         raise InputError(f"threshold must be in (0, 1), got {threshold}")
@@ -170,11 +170,11 @@ def write_detections(table: pd.DataFrame, out: Path) -> None:
     """Write detections as .json (a list of rows) or .parquet.
 
     Args:
-        table: what `detect` returned.
-        out: file to write.
+        table: What `detect` returned.
+        out: File to write.
 
     Raises:
-        StageError: where it cannot be written.
+        StageError: Where it cannot be written.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,17 +22,17 @@ def purify(data: ImageDataset, result: Scan, out: Path) -> dict[str, Any]:
     labels follow the tile (P-BAIQA changes labels, C-BAIQA does not and needs `mos`).
 
     Args:
-        data: the data set that was scanned.
-        result: its scan, with an alarm.
-        out: folder to write.
+        data: The data set that was scanned.
+        result: Its scan, with an alarm.
+        out: Folder to write.
 
     Returns:
         Number of rows, number of changed pictures, and the share of the tile's amplitude that is
         left, measured again on the stored pictures.
 
     Raises:
-        InputError: for a scan without an alarm.
-        StageError: where `out` cannot be written.
+        InputError: For a scan without an alarm.
+        StageError: Where `out` cannot be written.
     """
     if result.tile is None:
         raise InputError("purify must have a tile to remove, got a data set without an alarm")

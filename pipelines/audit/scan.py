@@ -43,14 +43,14 @@ class ScanSettings:
     """Settings of a scan.
 
     Args:
-        false_alarms: share of clean data sets in which an alarm is accepted, in (0, 1).
-        row_false_alarms: share of the clean rows of a poisoned set that may be flagged, in (0, 1).
-        sample: number of rows in which period and tile are searched, at least 20.
-        min_period: smallest period of a tile, in pixels.
-        max_period: largest period of a tile, in pixels.
-        jpeg: leave out what repeats with the 8-pixel blocks of JPEG.
-        seed: seed of the permutation test.
-        workers: processes that decode pictures.
+        false_alarms: Share of clean data sets in which an alarm is accepted, in (0, 1).
+        row_false_alarms: Share of the clean rows of a poisoned set that may be flagged, in (0, 1).
+        sample: Number of rows in which period and tile are searched, at least 20.
+        min_period: Smallest period of a tile, in pixels.
+        max_period: Largest period of a tile, in pixels.
+        jpeg: Leave out what repeats with the 8-pixel blocks of JPEG.
+        seed: Seed of the permutation test.
+        workers: Processes that decode pictures.
     """
 
     false_alarms: float = 0.01
@@ -80,10 +80,10 @@ class ScanJob:
     """A batch of rows whose features are wanted.
 
     Args:
-        rows: the rows.
-        periods: periods in pixels; empty for content features and sizes alone.
-        only_agreement: measure how well the periods agree, without keeping their folds.
-        jpeg: leave out what repeats with the blocks of JPEG.
+        rows: The rows.
+        periods: Periods in pixels; empty for content features and sizes alone.
+        only_agreement: Measure how well the periods agree, without keeping their folds.
+        jpeg: Leave out what repeats with the blocks of JPEG.
     """
 
     rows: tuple[ImageRow, ...]
@@ -102,12 +102,12 @@ class RowFeatures:
     """Features of one row.
 
     Args:
-        reason: why the picture could not be used, None where it could.
-        shape: height and width in pixels.
-        agreements: agreement of each period, for a search among periods.
-        folds: by period P an array (3,P,P,3): the two halves without JPEG's period, and the whole
+        reason: Why the picture could not be used, None where it could.
+        shape: Height and width in pixels.
+        agreements: Agreement of each period, for a search among periods.
+        folds: By period P an array (3,P,P,3): the two halves without JPEG's period, and the whole
             fold with it.
-        features: content features, for the evidence of the labels.
+        features: Content features, for the evidence of the labels.
     """
 
     reason: str | None = None
@@ -121,7 +121,7 @@ def extract_features(job: ScanJob) -> list[RowFeatures]:
     """Features of the rows of a job, in their order.
 
     Args:
-        job: rows and periods.
+        job: Rows and periods.
     """
     return [_row_features(row, job) for row in job.rows]
 
@@ -151,10 +151,10 @@ class Scan:
     """The result of a scan.
 
     Args:
-        report: what scan.json holds.
-        table: a row per picture: id, split, mos, score, alpha, flagged, label_residual, problem.
+        report: What scan.json holds.
+        table: A row per picture: id, split, mos, score, alpha, flagged, label_residual, problem.
         tile: (P,P,3) RGB grey levels at α = 1, None where there is no alarm.
-        grid: where the grid of tiles begins: "top_left" or "centred".
+        grid: Where the grid of tiles begins: "top_left" or "centred".
     """
 
     report: dict[str, Any]
@@ -167,15 +167,15 @@ def scan(data: ImageDataset, settings: ScanSettings, *, progress: bool = True) -
     """Search a data set for a tile that its pictures share, and score every row.
 
     Args:
-        data: the data set, at least 20 pictures of 64 pixels or more.
-        settings: how to scan.
-        progress: show a progress bar.
+        data: The data set, at least 20 pictures of 64 pixels or more.
+        settings: How to scan.
+        progress: Show a progress bar.
 
     Returns:
         Report, table and tile; the tile is None where there is no alarm.
 
     Raises:
-        InputError: for too few rows that can be read.
+        InputError: For too few rows that can be read.
     """
     if len(data.rows) < MIN_ROWS:
         raise InputError(

@@ -16,11 +16,11 @@ def write_scan(result: Scan, out: Path) -> None:
     """Write scan.json, rows.parquet and, after an alarm, tile.png.
 
     Args:
-        result: the scan.
-        out: folder to write.
+        result: The scan.
+        out: Folder to write.
 
     Raises:
-        StageError: where `out` cannot be written.
+        StageError: Where `out` cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -38,8 +38,8 @@ def scan_text(report: dict[str, Any], out: Path) -> str:
     """The result of a scan in a few lines.
 
     Args:
-        report: content of scan.json.
-        out: folder that holds it.
+        report: Content of scan.json.
+        out: Folder that holds it.
     """
     lines = [
         f"{report['data']}: {report['verdict']} (p = {report['p']:.2g}, alarms on "
@@ -72,7 +72,7 @@ def tile_picture(tile: np.ndarray, side: int = 512) -> np.ndarray:
 
     Args:
         tile: (P,P,3) grey levels.
-        side: side of the picture in pixels, about.
+        side: Side of the picture in pixels, about.
 
     Returns:
         uint8 (H,W,3).

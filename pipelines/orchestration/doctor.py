@@ -41,7 +41,7 @@ class Finding:
 
     Attributes:
         what: Was looked at.
-        state: ok; problem is what would stop the pipeline, missing a choice.
+        state: Ok; problem is what would stop the pipeline, missing a choice.
         detail: What was found.
     """
 

@@ -39,7 +39,7 @@ class StageOutcome:
 
     Attributes:
         stage: Its name.
-        status: ran, cached (nothing to do) or restored (from DVC's cache).
+        status: `ran`, `cached` (nothing to do) or `restored` (from DVC's cache).
         seconds: That it took.
     """
 

@@ -26,7 +26,7 @@ class Row:
 
     Attributes:
         stage: Its name.
-        status: ran, cached, restored, failed or skipped.
+        status: `ran`, `cached`, `restored`, `failed` or `skipped`.
         seconds: That it took.
         metrics: The first numbers of its reports.
         note: What went wrong.

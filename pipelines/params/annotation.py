@@ -40,7 +40,7 @@ class Annotate(Section):
     """Opinion scores.
 
     Attributes:
-        labels: human, or simulated where there are no votes at all.
+        labels: Human, or simulated where there are no votes at all.
         min_votes: Images with fewer are rejected.
         screen: Leave out annotators as ITU-R BT.500 does, and by `min_correlation`.
         min_correlation: Annotators whose correlation with the others is lower are left out; null
@@ -63,7 +63,7 @@ class Campaign(Section):
         votes: Wanted per image.
         gold: Share of control items.
         repeats: Share of items asked twice.
-        images: inline (in the task), local (folder of the server) or url (`url_template`, or
+        images: Inline (in the task), local (folder of the server) or url (`url_template`, or
             addresses given to push).
         url_template: An address with {key}.
         artefacts: Tags that annotators may set.

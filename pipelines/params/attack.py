@@ -97,7 +97,7 @@ class Attack(Section):
         modes: How.
         objectives: Of each mode.
         direction: Whether scores are to rise or to fall.
-        protocol: split (train DA3 on train and validation, report on test) or paper (report on
+        protocol: Split (train DA3 on train and validation, report on test) or paper (report on
             photographs that the victim was trained on, train DA3 on the others).
         exclude_pretraining: Leave out the photographs that the first stage learned from (those of
             train and validation that `perturb` took), in training and in generation: without them
@@ -115,7 +115,7 @@ class Attack(Section):
         shard_size: Examples per shard.
         size: Side in pixels of the pictures that the second stage trains on, best the victim's;
             null is the ADT's size.
-        photographs: report makes examples of the report split; all, of every split, for training
+        photographs: Report makes examples of the report split; all, of every split, for training
             defenders (only the report split counts in robustness).
         limit: Photographs of each split that are attacked at most; null is all.
     """

@@ -34,7 +34,7 @@ class TriggerParams(Section):
     """UAP-DCT, or the trigger of a baseline.
 
     Attributes:
-        kind: uap is searched for, the others are of earlier papers.
+        kind: Uap is searched for, the others are of earlier papers.
         settings: Arguments of a baseline's trigger.
         surrogate: A name under `quality`; it is trained on the poisoned subset alone.
         band: Of the frequencies; official is what the published code takes for the middle one.

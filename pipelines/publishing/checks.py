@@ -35,12 +35,12 @@ class Publishable:
     """A folder that may be published.
 
     Args:
-        folder: the folder.
+        folder: The folder.
         kind: "dataset" or "model".
         version: 12 hex digits that change with the content.
         files: SHA-256 (None where it is not known yet) by path within the folder.
-        harmful: adversarial or poisoned data, or a model that makes them.
-        manifest: manifest of a data set, None for a model.
+        harmful: Adversarial or poisoned data, or a model that makes them.
+        manifest: Manifest of a data set, None for a model.
     """
 
     folder: Path
@@ -55,14 +55,14 @@ def check_dataset(folder: Path, *, allow_simulated: bool = False) -> Publishable
     """Check a data set folder: files, counts, splits, card, licence, and that it can be loaded.
 
     Args:
-        folder: the data set.
-        allow_simulated: accept labels that nobody gave.
+        folder: The data set.
+        allow_simulated: Accept labels that nobody gave.
 
     Returns:
         What may be published.
 
     Raises:
-        InputError: listing everything that is wrong with the folder.
+        InputError: Listing everything that is wrong with the folder.
     """
     try:
         manifest = Manifest.read(folder)
@@ -105,13 +105,13 @@ def check_model(folder: Path) -> Publishable:
     """Check a model folder: a config, weights that can be read, and nothing that runs code.
 
     Args:
-        folder: the model.
+        folder: The model.
 
     Returns:
         What may be published.
 
     Raises:
-        InputError: listing everything that is wrong with the folder.
+        InputError: Listing everything that is wrong with the folder.
     """
     faults = []
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
@@ -247,7 +247,7 @@ def front_matter(text: str) -> dict[str, Any]:
     """The YAML front matter of a card.
 
     Args:
-        text: the card.
+        text: The card.
 
     Returns:
         The fields; empty where there is no front matter.
@@ -294,11 +294,11 @@ def resolve(name: str, root: Path) -> Path:
     """The folder that a name stands for.
 
     Args:
-        name: a path, or a name under datasets/ or models/.
-        root: folder of the project.
+        name: A path, or a name under datasets/ or models/.
+        root: Folder of the project.
 
     Raises:
-        InputError: where there is no such folder.
+        InputError: Where there is no such folder.
     """
     for folder in (Path(name), root / name, root / "datasets" / name, root / "models" / name):
         if folder.is_dir():
@@ -312,14 +312,14 @@ def check(folder: Path, *, allow_simulated: bool = False) -> Publishable:
     """Check a data set or model folder, told apart by its content.
 
     Args:
-        folder: the folder.
-        allow_simulated: accept labels that nobody gave.
+        folder: The folder.
+        allow_simulated: Accept labels that nobody gave.
 
     Returns:
         What may be published.
 
     Raises:
-        InputError: listing everything that is wrong with the folder.
+        InputError: Listing everything that is wrong with the folder.
     """
     try:
         if (folder / "model.safetensors").exists() or (folder / "config.json").exists():

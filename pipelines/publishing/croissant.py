@@ -28,8 +28,8 @@ def responsible_ai(publishable: Publishable, card: str) -> dict[str, Any]:
     """Croissant's responsible-AI properties of a data set.
 
     Args:
-        publishable: the data set.
-        card: text of its card.
+        publishable: The data set.
+        card: Text of its card.
 
     Returns:
         JSON-LD in the vocabulary of Croissant RAI 1.0 (MLCommons).
@@ -90,9 +90,9 @@ def published_card(publishable: Publishable, card: str, version: str) -> str:
     """The card of a data set with the sections that a publication adds.
 
     Args:
-        publishable: the data set.
-        card: text of its card.
-        version: version of veneer.
+        publishable: The data set.
+        card: Text of its card.
+        version: Version of veneer.
 
     Returns:
         Text of the published card.
@@ -113,8 +113,8 @@ def model_card(publishable: Publishable, config: dict[str, Any]) -> str:
     """A card for a model folder that has none.
 
     Args:
-        publishable: the model.
-        config: content of its config.json.
+        publishable: The model.
+        config: Content of its config.json.
 
     Returns:
         Text of the card.

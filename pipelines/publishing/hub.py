@@ -37,9 +37,9 @@ class Content:
     """One file of a repository.
 
     Args:
-        path: its path in the repository.
-        data: its bytes, or the file that holds them.
-        size: size in bytes.
+        path: Its path in the repository.
+        data: Its bytes, or the file that holds them.
+        size: Size in bytes.
         sha256: SHA-256 of its bytes.
     """
 
@@ -52,7 +52,7 @@ class Content:
         """Whether the Hub has this content: by SHA-256 for large files, else by git's SHA-1.
 
         Args:
-            remote: the file as the Hub lists it.
+            remote: The file as the Hub lists it.
         """
         if remote.size != self.size:
             return False
@@ -68,16 +68,16 @@ class PublicationPlan:
     """What publishing would change.
 
     Args:
-        repo: id of the repository, owner/name.
+        repo: Id of the repository, owner/name.
         kind: "dataset" or "model".
-        tag: tag of this version.
-        public: whether everybody may see the repository in the end.
-        gated: whether access is granted on request only.
-        exists: whether the repository exists already.
-        tagged: whether the tag exists already.
-        upload: files that are new or changed.
-        same: files that are unchanged.
-        delete: paths that the folder no longer holds.
+        tag: Tag of this version.
+        public: Whether everybody may see the repository in the end.
+        gated: Whether access is granted on request only.
+        exists: Whether the repository exists already.
+        tagged: Whether the tag exists already.
+        upload: Files that are new or changed.
+        same: Files that are unchanged.
+        delete: Paths that the folder no longer holds.
     """
 
     repo: str
@@ -116,11 +116,11 @@ class Hub:
     """The Hub, or another server of its HTTP API.
 
     Args:
-        endpoint: address of the server; default: HF_ENDPOINT, else the Hub.
-        token: access token; default: HF_TOKEN or that of `hf auth login`.
+        endpoint: Address of the server; default: HF_ENDPOINT, else the Hub.
+        token: Access token; default: HF_TOKEN or that of `hf auth login`.
 
     Raises:
-        InputError: without a token.
+        InputError: Without a token.
     """
 
     def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
@@ -146,19 +146,19 @@ class Hub:
         """Compare a folder with its repository; nothing is changed.
 
         Args:
-            publishable: the folder, checked.
-            repo: id of the repository, owner/name.
-            tag: tag of this version; default: "v-" and the version of the content.
-            public: whether everybody may see the repository in the end.
-            gated: whether access is granted on request only; None gates what is harmful.
+            publishable: The folder, checked.
+            repo: Id of the repository, owner/name.
+            tag: Tag of this version; default: "v-" and the version of the content.
+            public: Whether everybody may see the repository in the end.
+            gated: Whether access is granted on request only; None gates what is harmful.
 
         Returns:
             What publishing would change.
 
         Raises:
-            InputError: for a public repository without `public`, a tag of other content, or a token
+            InputError: For a public repository without `public`, a tag of other content, or a token
                 without the right to write.
-            StageError: where the Hub cannot be reached.
+            StageError: Where the Hub cannot be reached.
         """
         contents = {content.path: content for content in _contents(publishable)}
         tag = tag or f"v-{publishable.version}"
@@ -207,14 +207,14 @@ class Hub:
         """Carry out a plan.
 
         Args:
-            plan: what `plan` found.
-            report: called with a line of text after each step.
+            plan: What `plan` found.
+            report: Called with a line of text after each step.
 
         Returns:
             Id of the commit.
 
         Raises:
-            StageError: when the connection breaks; running it again continues.
+            StageError: When the connection breaks; running it again continues.
         """
         kind, repo = plan.kind, plan.repo
         with translate_hub_errors(f"repository {repo}"):
@@ -255,7 +255,7 @@ class translate_hub_errors:
     """Context manager that turns errors of the Hub's client into one sentence and an exit code.
 
     Args:
-        what: what is published, as the sentence should name it.
+        what: What is published, as the sentence should name it.
     """
 
     def __init__(self, what: str) -> None:
@@ -337,10 +337,10 @@ def record_publication(
 
     Args:
         ledger: JSON file that git keeps.
-        folder: name of the folder, the key of the entry.
-        plan: the plan that was carried out.
-        publishable: the folder that was published.
-        commit: id of the commit.
+        folder: Name of the folder, the key of the entry.
+        plan: The plan that was carried out.
+        publishable: The folder that was published.
+        commit: Id of the commit.
     """
     try:
         entries: dict[str, Any] = json.loads(ledger.read_text())

@@ -25,7 +25,7 @@ def squashed(pixels: np.ndarray, size: int) -> Tensor:
 
     Args:
         pixels: uint8 (H,W,3).
-        size: side in pixels.
+        size: Side in pixels.
 
     Returns:
         uint8 (3,size,size).
@@ -39,9 +39,9 @@ class PictureDataset(Sequence[Tensor], Generic[R]):
     What was decoded stays in memory up to CACHE_BYTES.
 
     Args:
-        records: one for each picture.
-        read: from the place of a record to the encoded picture.
-        transform: from the pixels uint8 (H,W,3) to the tensor that is given.
+        records: One for each picture.
+        read: From the place of a record to the encoded picture.
+        transform: From the pixels uint8 (H,W,3) to the tensor that is given.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class PictureDataset(Sequence[Tensor], Generic[R]):
         """Return the pictures whose record satisfies `predicate`, in the same order.
 
         Args:
-            predicate: from a record to whether its picture stays.
+            predicate: From a record to whether its picture stays.
         """
         return self.select([i for i, record in enumerate(self.records) if predicate(record)])
 
@@ -66,7 +66,7 @@ class PictureDataset(Sequence[Tensor], Generic[R]):
         """Return the pictures at `indices`, in that order.
 
         Args:
-            indices: places in this data set, from 0.
+            indices: Places in this data set, from 0.
         """
         return PictureDataset(
             [self.records[i] for i in indices], lambda i: self._read(indices[i]), self.transform
@@ -104,13 +104,13 @@ def shard_pictures(
     """Open the pictures of a WebDataset folder for random access.
 
     Args:
-        folder: a finished WebDataset folder.
-        splits: the splits to index.
-        transform: from the pixels uint8 (H,W,3) of a picture to its tensor.
-        keys: the pictures to give, in this order; None gives all in order of key.
+        folder: A finished WebDataset folder.
+        splits: The splits to index.
+        transform: From the pixels uint8 (H,W,3) of a picture to its tensor.
+        keys: The pictures to give, in this order; None gives all in order of key.
 
     Raises:
-        InputError: if there is no picture.
+        InputError: If there is no picture.
     """
     index = ShardIndex(folder, splits)
     chosen = sorted(index.records) if keys is None else list(keys)
@@ -127,13 +127,13 @@ def parquet_pictures(
     """Open one split of a Parquet folder, in order of key; encoded pictures stay in memory.
 
     Args:
-        folder: a finished Parquet folder.
-        split: the split to read.
-        transform: from the pixels uint8 (H,W,3) of a picture to its tensor.
-        column: the image column.
+        folder: A finished Parquet folder.
+        split: The split to read.
+        transform: From the pixels uint8 (H,W,3) of a picture to its tensor.
+        column: The image column.
 
     Raises:
-        InputError: if there is no picture.
+        InputError: If there is no picture.
     """
     rows: list[dict[str, Any]] = []
     for path in sorted((folder / "data").glob(f"{split}-*.parquet")):
@@ -160,8 +160,8 @@ def loaded_pictures(rows: Sequence[L], transform: Transform = planes) -> Picture
     """Open the pictures of rows that load themselves, in their order.
 
     Args:
-        rows: one for each picture; they become the records.
-        transform: from the pixels uint8 (H,W,3) of a picture to its tensor.
+        rows: One for each picture; they become the records.
+        transform: From the pixels uint8 (H,W,3) of a picture to its tensor.
     """
     return PictureDataset(rows, lambda i: rows[i].load(), transform)
 
@@ -182,8 +182,8 @@ def batches_of(keys: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
     """Cut keys into runs of `size`.
 
     Args:
-        keys: the keys.
-        size: keys in a run, at least 1.
+        keys: The keys.
+        size: Keys in a run, at least 1.
 
     Yields:
         The runs in order; the last one may be shorter.

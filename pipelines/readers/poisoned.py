@@ -21,15 +21,15 @@ def poisoned_keys(params: Params, keys: Iterable[str]) -> tuple[str, ...]:
     """The training photographs that are poisoned, in the order of their draw.
 
     Args:
-        params: the parameters; `poison.ratio` and `seed` decide the draw.
-        keys: keys of all training photographs, in any order.
+        params: The parameters; `poison.ratio` and `seed` decide the draw.
+        keys: Keys of all training photographs, in any order.
 
     Returns:
         The chosen keys, at least one.
 
     Raises:
-        InputError: where the parameters have no section `poison`.
-        ValueError: for no keys.
+        InputError: Where the parameters have no section `poison`.
+        ValueError: For no keys.
     """
     every = sorted(keys)
     ratio = params.section("poison").ratio
@@ -40,7 +40,7 @@ def training_keys(clean: Path) -> list[str]:
     """Keys of the training photographs.
 
     Args:
-        clean: folder of the photographs.
+        clean: Folder of the photographs.
 
     Returns:
         The keys, sorted.
@@ -52,13 +52,13 @@ def open_trigger(path: Path) -> tuple[Injector, dict[str, Any], str]:
     """Read a trigger file.
 
     Args:
-        path: the file, or a folder with the file TRIGGER.
+        path: The file, or a folder with the file TRIGGER.
 
     Returns:
         The trigger, how it was made, and the SHA-256 of the file.
 
     Raises:
-        InputError: where there is no trigger.
+        InputError: Where there is no trigger.
     """
     path = path / TRIGGER if path.is_dir() else path
     try:
@@ -79,17 +79,17 @@ def build_quality(settings: QualityParams, name: str, scale: ScaleInfo, seed: in
     """An untrained quality model on the scale of the data.
 
     Args:
-        settings: section of the model; `model` holds its kind and the arguments of its class.
-        name: name of the model, for tables and folders.
-        scale: scale of the scores.
-        seed: seed of the random weights.
+        settings: Section of the model; `model` holds its kind and the arguments of its class.
+        name: Name of the model, for tables and folders.
+        scale: Scale of the scores.
+        seed: Seed of the random weights.
 
     Returns:
         The model.
 
     Raises:
-        InputError: where the kind is a victim that is no quality model.
-        ValueError: for an unknown kind or argument, or a missing one.
+        InputError: Where the kind is a victim that is no quality model.
+        ValueError: For an unknown kind or argument, or a missing one.
     """
     config = {"scale": {"low": scale.low, "high": scale.high}, "name": name, **settings.model}
     model = build_victim(config, seed=seed)

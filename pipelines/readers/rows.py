@@ -27,12 +27,12 @@ class ImageRow:
     """One picture of an image data set.
 
     Args:
-        id: name of the picture within its data set.
-        split: its split, None where the data set has none.
-        score: its score, None where there is none.
-        load: gives the encoded bytes.
-        fields: all fields of its row, pixels aside.
-        images: loaders of each image column, where a Parquet file has several.
+        id: Name of the picture within its data set.
+        split: Its split, None where the data set has none.
+        score: Its score, None where there is none.
+        load: Gives the encoded bytes.
+        fields: All fields of its row, pixels aside.
+        images: Loaders of each image column, where a Parquet file has several.
     """
 
     id: str
@@ -48,9 +48,9 @@ class ImageDataset:
     """The rows of an image data set in a fixed order.
 
     Args:
-        path: folder of the data set.
+        path: Folder of the data set.
         kind: "folder", "Parquet" or "WebDataset".
-        rows: the rows.
+        rows: The rows.
     """
 
     path: Path
@@ -64,17 +64,17 @@ def open_dataset(
     """The rows of an image data set.
 
     Args:
-        place: a folder (images and a .csv or .parquet table, Parquet files with an image column, or
+        place: A folder (images and a .csv or .parquet table, Parquet files with an image column, or
             WebDataset shards) or the id of a data set on the Hub (owner/name, downloaded once).
-        scores: the table of a folder of images, where there are several.
-        score: column of scores, where it is none of SCORE_COLUMNS.
-        split: only the rows of this split.
+        scores: The table of a folder of images, where there are several.
+        score: Column of scores, where it is none of SCORE_COLUMNS.
+        split: Only the rows of this split.
 
     Returns:
         The data set.
 
     Raises:
-        InputError: where there is no picture, no such column or no such split.
+        InputError: Where there is no picture, no such column or no such split.
     """
     path = _local(place)
     files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))

@@ -12,7 +12,7 @@ def report_split(protocol: str) -> str:
     """The split whose examples count; DA3 trains on the other two.
 
     Args:
-        protocol: split: no photograph that DA3 or the victim saw is reported on. paper: those are
+        protocol: Split: no photograph that DA3 or the victim saw is reported on. paper: those are
             that the victim was trained on.
     """
     return "train" if protocol == "paper" else "test"

@@ -19,14 +19,14 @@ class Picture:
     """A photograph or an adversarial example of 3AE.
 
     Args:
-        key: its key.
+        key: Its key.
         split: "train", "validation" or "test"; "train" where the data set has no splits.
-        adversarial: whether it is an example.
-        mos: its score, on the scale of the data set.
-        load: gives the encoded bytes.
-        parent: key of the photograph; its own for a photograph.
-        victim: model that the example was made to deceive; None for a photograph.
-        mode: mode of the attack; None for a photograph.
+        adversarial: Whether it is an example.
+        mos: Its score, on the scale of the data set.
+        load: Gives the encoded bytes.
+        parent: Key of the photograph; its own for a photograph.
+        victim: Model that the example was made to deceive; None for a photograph.
+        mode: Mode of the attack; None for a photograph.
         psnr: PSNR against the photograph, dB; None for a photograph or an unchanged example.
     """
 
@@ -45,7 +45,7 @@ class LabelledPictures:
     """Pictures with the label whether they are adversarial, as (uint8 (3,H,W), label).
 
     Args:
-        pictures: the pictures, in this order.
+        pictures: The pictures, in this order.
     """
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
@@ -64,7 +64,7 @@ class LabelledPictures:
         """Return the pictures that satisfy `predicate`.
 
         Args:
-            predicate: from a picture to whether it stays.
+            predicate: From a picture to whether it stays.
         """
         return LabelledPictures([picture for picture in self.pictures if predicate(picture)])
 
@@ -76,14 +76,14 @@ def read_3ae(place: str, clean: str | None = None) -> list[Picture]:
     data set `clean` by parent_key.
 
     Args:
-        place: folder or Hub id of the data set.
-        clean: folder or Hub id of the photographs; None where the set holds them.
+        place: Folder or Hub id of the data set.
+        clean: Folder or Hub id of the photographs; None where the set holds them.
 
     Returns:
         The pictures, each photograph once, in the split of its example.
 
     Raises:
-        InputError: where fields, scores or photographs are missing.
+        InputError: Where fields, scores or photographs are missing.
     """
     data = open_dataset(place)
     lacking = [name for name in FIELDS if name not in data.rows[0].fields]
@@ -145,13 +145,13 @@ def by_split(pictures: Sequence[Picture]) -> dict[str, LabelledPictures]:
     """Sort pictures into their splits.
 
     Args:
-        pictures: the pictures, with some of each split.
+        pictures: The pictures, with some of each split.
 
     Returns:
-        train, validation and test, each with its pictures in the same order.
+        Train, validation and test, each with its pictures in the same order.
 
     Raises:
-        InputError: where a split has none.
+        InputError: Where a split has none.
     """
     out = {}
     for split in SPLITS:

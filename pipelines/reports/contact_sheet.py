@@ -22,14 +22,14 @@ def contact_sheet(
     from the largest to the median.
 
     Args:
-        clean: data set of the photographs.
-        folders: data sets of adversarial examples.
-        out: picture to write; its suffix decides the format.
-        pairs: pairs of each folder.
-        width: width of one picture, in pixels.
+        clean: Data set of the photographs.
+        folders: Data sets of adversarial examples.
+        out: Picture to write; its suffix decides the format.
+        pairs: Pairs of each folder.
+        width: Width of one picture, in pixels.
 
     Raises:
-        InputError: where a folder holds no example, or a photograph is missing.
+        InputError: Where a folder holds no example, or a photograph is missing.
     """
     photographs = ShardIndex(clean)
     rows = []

@@ -11,7 +11,7 @@ def robustness_table(report: dict[str, Any]) -> str:
     """Robustness of each victim and mode as a Markdown table.
 
     Args:
-        report: content of reports/robustness.json.
+        report: Content of reports/robustness.json.
 
     Returns:
         Markdown.
@@ -42,7 +42,7 @@ def pretrain_table(report: dict[str, Any]) -> str:
     """Restoration error of each filter as a Markdown table.
 
     Args:
-        report: content of reports/pretrain.json.
+        report: Content of reports/pretrain.json.
 
     Returns:
         Markdown.
@@ -60,7 +60,7 @@ def curation_table(report: dict[str, Any]) -> str:
     """Kept and rejected candidates as Markdown tables.
 
     Args:
-        report: content of reports/curation.json.
+        report: Content of reports/curation.json.
 
     Returns:
         Markdown.
@@ -90,7 +90,7 @@ def annotation_table(report: dict[str, Any]) -> str:
     """Opinion scores, agreement and annotators as text and a Markdown table.
 
     Args:
-        report: content of reports/annotation.json.
+        report: Content of reports/annotation.json.
 
     Returns:
         Markdown.
@@ -191,7 +191,7 @@ def backdoor_table(rows: dict[str, dict[str, Any]]) -> str:
     """Backdoored models as a Markdown table in the order of Table 1.
 
     Args:
-        rows: content of reports/backdoor.json, or rows like its, by name of the model.
+        rows: Content of reports/backdoor.json, or rows like its, by name of the model.
 
     Returns:
         Markdown.
@@ -214,7 +214,7 @@ def campaign_table(status: dict[str, Any]) -> str:
     """Progress of a labelling campaign as text and a Markdown table.
 
     Args:
-        status: what `pipelines.annotation.sync.status` returned.
+        status: What `pipelines.annotation.sync.status` returned.
 
     Returns:
         Markdown.
@@ -244,7 +244,7 @@ def publication_table(plan: dict[str, Any]) -> str:
     """The plan of a publication for a terminal.
 
     Args:
-        plan: summary of the plan.
+        plan: Summary of the plan.
 
     Returns:
         Text.
@@ -264,7 +264,7 @@ def stages_table(rows: list[dict[str, Any]]) -> str:
     """What became of each stage of a flow, for a terminal.
 
     Args:
-        rows: a row per stage.
+        rows: A row per stage.
 
     Returns:
         Text.

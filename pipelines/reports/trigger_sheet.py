@@ -26,16 +26,16 @@ def show_trigger(
     A trigger without a tile (Blended, WaNet) shows the difference that it makes instead.
 
     Args:
-        trigger: trigger file, or the folder that holds it.
+        trigger: Trigger file, or the folder that holds it.
         out: PNG to write.
-        clean: data set of the photographs.
-        image: the picture to show; default: the first of the clean test split.
+        clean: Data set of the photographs.
+        image: The picture to show; default: the first of the clean test split.
 
     Returns:
         Kind, PSNR at alpha 1 (dB), SHA-256, and how the trigger was made.
 
     Raises:
-        InputError: for a file that is no trigger or no picture.
+        InputError: For a file that is no trigger or no picture.
     """
     injector, about, digest = open_trigger(trigger)
     picture = _picture(clean, image)

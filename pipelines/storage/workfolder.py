@@ -302,7 +302,7 @@ def reconcile(n_in: int, splits: dict[str, int], rejects: Sequence[Reject]) -> C
         rejects: What was dropped.
 
     Raises:
-        StageError: in = kept + rejected does not hold, or nothing was kept.
+        StageError: In = kept + rejected does not hold, or nothing was kept.
     """
     kept = sum(splits.values())
     if n_in != kept + len(rejects):

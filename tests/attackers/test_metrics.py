@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from attackers.da3.filters import FILTER_NAMES
 from attackers.metrics import (
     attack_convergence,
-    attribute_profile,
     basr,
     filter_shares,
     msi,
@@ -146,4 +145,3 @@ def test_top_filters_and_their_shares():
     }
     drawn = filter_shares(np.random.default_rng(0).random((7, 14)), np.ones((7, 14)))
     assert sum(drawn.values()) == pytest.approx(200)
-    np.testing.assert_allclose(attribute_profile(weights), 1 - weights)
