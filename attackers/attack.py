@@ -31,7 +31,7 @@ from attackers.projections import (
 from victims.adapters.images import Images, read_images
 from victims.adapters.model import as_victim, device_of, frozen, is_victim
 from victims.base import ScoreScale, Victim, squash
-from victims.checks import check_number, check_seed, check_share, check_whole_number
+from victims.checks import check_number, check_seed, check_share, check_whole_number, shown
 from victims.splits import hold_out
 
 Method = Literal["da3", "pgd"]
@@ -265,6 +265,8 @@ def train_attacker(
         ValueError: For a bad argument, fewer than two images, or a model without a scale.
     """
     _check_training(objective, epochs, held_out, batch_size, lr)
+    if report is not None and not callable(report):
+        raise ValueError(f"report must be a function, got {shown(report)}")
     check_seed(seed)
     attacker = DA3Attacker(config, seed=seed)
     least = attacker.adt.config.size

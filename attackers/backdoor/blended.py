@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attackers.backdoor.trigger import check_alpha, check_out
+from victims.checks import check_seed, check_share
 
 
 class Blended:
@@ -27,8 +28,8 @@ class Blended:
     kind = "blended"
 
     def __init__(self, weight: float = 0.1, seed: int = 0) -> None:
-        if not 0 < weight <= 1:
-            raise ValueError(f"weight must be in (0, 1], got {weight:g}")
+        check_share("weight", weight, may_be_one=True)
+        check_seed(seed)
         self.weight, self.seed = float(weight), int(seed)
 
     def __call__(

@@ -6,6 +6,7 @@ import torch
 
 from attackers.backdoor.dct import BLOCK
 from attackers.backdoor.trigger import Trigger
+from victims.checks import check_number
 
 # The two frequencies of the main diagonal that are nearest to the middle of the zig-zag order.
 FREQUENCIES = ((7, 7), (8, 8))
@@ -35,8 +36,7 @@ def ftrojan(
     Raises:
         ValueError: If magnitude is not above 0 or a frequency lies outside the band.
     """
-    if not magnitude > 0:
-        raise ValueError(f"magnitude must be above 0, got {magnitude:g}")
+    check_number("magnitude", magnitude, above=0)
     coefficients = torch.zeros(3, BLOCK, BLOCK)
     for row, column in frequencies:
         coefficients[1:, row, column] = magnitude

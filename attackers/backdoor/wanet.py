@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from attackers.backdoor.trigger import check_alpha, check_out
+from victims.checks import check_number, check_seed, check_whole_number
 
 
 class WaNet:
@@ -30,10 +31,9 @@ class WaNet:
     kind = "wanet"
 
     def __init__(self, grid: int = 4, strength: float = 0.4, seed: int = 0) -> None:
-        if grid < 2:
-            raise ValueError(f"grid must be at least 2, got {grid}")
-        if not strength > 0:
-            raise ValueError(f"strength must be above 0, got {strength:g}")
+        check_whole_number("grid", grid, 2)
+        check_number("strength", strength, above=0)
+        check_seed(seed)
         self.grid, self.strength, self.seed = int(grid), float(strength), int(seed)
 
     @property

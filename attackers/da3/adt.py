@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attackers.da3.filters import FILTER_NAMES, scaled_sigmoid
 from attackers.da3.priors import prior, prior_size, shared_features
-from victims.checks import check_whole_number
+from victims.checks import check_seed, check_whole_number
 
 PATCH = 32
 
@@ -118,6 +118,7 @@ class ADT(nn.Module):
         self.positions: Tensor
         self.run: Literal["auto", "loop", "stacked"] = "auto"
         self.precision: torch.dtype | None = None
+        check_seed(seed)
         shapes = _shapes(c)
         generator = torch.Generator().manual_seed(seed)
         self.weights = nn.ParameterDict(

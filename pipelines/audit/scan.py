@@ -31,6 +31,7 @@ from pipelines.errors import InputError
 from pipelines.execution.engine import map_shards
 from pipelines.readers.rows import ImageDataset, ImageRow
 from pipelines.storage.images import RejectedImage, decode_image
+from victims.checks import check_seed, check_share, check_whole_number
 
 BATCH = 16
 MIN_SIDE = 64  # smaller pictures hold too few blocks to tell a tile from content
@@ -63,16 +64,21 @@ class ScanSettings:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("false_alarms", "row_false_alarms"):
-            if not 0 < getattr(self, name) < 1:
-                raise InputError(f"{name} must be in (0, 1), got {getattr(self, name)}")
-        if not 2 <= self.min_period <= self.max_period:
+        try:
+            check_share("false_alarms", self.false_alarms)
+            check_share("row_false_alarms", self.row_false_alarms)
+            check_whole_number("sample", self.sample, MIN_ROWS)
+            check_whole_number("min_period", self.min_period, 2)
+            check_whole_number("max_period", self.max_period, 2)
+            check_whole_number("workers", self.workers, 1)
+            check_seed(self.seed)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        if not self.min_period <= self.max_period:
             raise InputError(
-                "periods must be 2 ≤ min_period ≤ max_period, got "
+                "min_period must be at most max_period, got "
                 f"{self.min_period} and {self.max_period}"
             )
-        if self.sample < MIN_ROWS:
-            raise InputError(f"sample must be at least {MIN_ROWS}, got {self.sample}")
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ class Refusals:
         veneer.train_detector(self.pictures, self.pictures, **bad)
 
     def harden(self, scores=(1, 2, 3, 4), **bad):
-        arguments = {"low": 0, "high": 10, **bad}
-        veneer.harden(Mean(), self.pictures, scores, self.pictures, **arguments)
+        arguments = {"adversarial": self.pictures, "low": 0, "high": 10, **bad}
+        veneer.harden(Mean(), self.pictures, scores, **arguments)
 
     def scan(self, **bad):
         veneer.scan(self.pictures, **bad)
@@ -88,8 +88,8 @@ class Refusals:
     def score_scale(self, low=0, high=10, threshold=5):
         veneer.ScoreScale(low, high, threshold)
 
-    def da3_attacker(self, config):
-        veneer.DA3Attacker(config)
+    def da3_attacker(self, **bad):
+        veneer.DA3Attacker(**bad)
 
     def trigger(self, coefficients):
         veneer.Trigger(coefficients)
@@ -119,6 +119,7 @@ CASES = [
     ("train_attacker", {"epochs": -1}, "epochs must be at least 0, got -1"),
     ("train_attacker", {"lr": 0}, "lr must be above 0, got 0"),
     ("train_attacker", {"lr": "x"}, "lr must be a finite number, got 'x'"),
+    ("train_attacker", {"report": "x"}, "report must be a function, got 'x'"),
     ("train_attacker", {"held_out": 1}, "held_out must be in (0, 1), got 1"),
     ("train_attacker", {"held_out": None}, "held_out must be a finite number, got None"),
     ("evaluate", {"direction": "x"}, "direction must be raise or lower, got 'x'"),
@@ -132,6 +133,8 @@ CASES = [
         {"low": 0, "high": 1, "threshold": "x"},
         "threshold must be a finite number, got 'x'",
     ),
+    ("as_victim", {"threshold": 5}, "threshold must come with low and high, got no scale"),
+    ("as_victim", {"name": 3}, "name must be text, got 3"),
     ("as_victim", {"input_size": "x"}, "input_size must be a whole number, got 'x'"),
     ("as_victim", {"max_batch": 0}, "max_batch must be at least 1, got 0"),
     ("as_victim", {"probe_size": 8}, "probe_size must be height and width, got 8"),
@@ -141,6 +144,10 @@ CASES = [
     ("load_detector", {"folder": None}, "folder must be a path, got NoneType"),
     ("make_trigger", {"kind": "x"}, "kind must be one of ftrojan, blended, wanet, uap, got 'x'"),
     ("make_trigger", {"kind": []}, "kind must be one of ftrojan, blended, wanet, uap, got list"),
+    ("make_trigger", {"magnitude": "x"}, "magnitude must be a finite number, got 'x'"),
+    ("make_trigger", {"kind": "blended", "weight": []}, "weight must be a finite number, got list"),
+    ("make_trigger", {"kind": "wanet", "grid": 2.5}, "grid must be a whole number, got 2.5"),
+    ("make_trigger", {"kind": "wanet", "size": 2}, "settings of wanet must fit it"),
     ("search_trigger", {"size": 3}, "settings of uap must be arguments of search_trigger, got"),
     ("search_trigger", {"epochs": "x"}, "epochs must be a whole number, got 'x'"),
     ("search_trigger", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
@@ -163,6 +170,7 @@ CASES = [
     ("train_detector", {"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
     ("train_detector", {"crop": 16}, "crop must be at least 32, got 16"),
     ("train_detector", {"validation": 0}, "validation must be in (0, 1), got 0"),
+    ("harden", {"adversarial": []}, "adversarial must be at least one, got none"),
     ("harden", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ("harden", {"lr": -1}, "lr must be above 0, got -1"),
     ("harden", {"epochs": 0}, "epochs must be at least 1, got 0"),
@@ -175,6 +183,11 @@ CASES = [
         {"adversarial_scores": (1, 2, 3, -1)},
         "adversarial_scores must be on the scale of 0 to 10, got -1",
     ),
+    ("scan", {"false_alarms": "x"}, "false_alarms must be a finite number, got 'x'"),
+    ("scan", {"sample": 20.5}, "sample must be a whole number, got 20.5"),
+    ("scan", {"min_period": 9, "max_period": 8}, "min_period must be at most max_period, got 9"),
+    ("scan", {"workers": 0}, "workers must be at least 1, got 0"),
+    ("scan", {"seed": "x"}, "seed must be a whole number, got 'x'"),
     ("scan", {"labels": ["a"] * 4}, "labels must be numbers, got list"),
     ("top_filters", {"count": 0}, "count must be at least 1, got 0"),
     ("top_filters", {"count": -1}, "count must be at least 1, got -1"),
@@ -183,6 +196,7 @@ CASES = [
     ("adt_config", {"size": "x"}, "size must be a whole number, got 'x'"),
     ("adt_config", {"depth": 1.5}, "depth must be a whole number, got 1.5"),
     ("score_scale", {"threshold": None}, "threshold must be a finite number, got None"),
+    ("da3_attacker", {"seed": "x"}, "seed must be a whole number, got 'x'"),
     ("da3_attacker", {"config": {}}, "config must be an ADTConfig, got dict"),
     ("trigger", {"coefficients": 3}, "coefficients must be a tensor, got int"),
 ]

@@ -92,21 +92,22 @@ def read_images(images: Images, name: str = "images") -> ReadImages:
         ValueError: For no images, another type, shape, mode or dtype, or values outside [0,1].
     """
     if isinstance(images, Image.Image):
-        return _collect([images], [name], "one")
+        return _collect([images], name, "one")
     if isinstance(images, (np.ndarray, Tensor)):
         if images.ndim == 4:
-            return _collect(list(images), [f"{name}[{i}]" for i in range(len(images))], "batch")
-        return _collect([images], [name], "one")
+            return _collect(list(images), name, "batch")
+        return _collect([images], name, "one")
     if not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
         raise ValueError(
             f"{name} must be PIL images, numpy arrays or torch tensors, got {type(images).__name__}"
         )
-    return _collect(list(images), [f"{name}[{i}]" for i in range(len(images))], "list")
+    return _collect(list(images), name, "list")
 
 
-def _collect(images: list[Any], names: list[str], form: str) -> ReadImages:
+def _collect(images: list[Any], name: str, form: str) -> ReadImages:
     if not images:
-        raise ValueError("images must be at least one, got none")
+        raise ValueError(f"{name} must be at least one, got none")
+    names = [name] if form == "one" else [f"{name}[{i}]" for i in range(len(images))]
     read = [_read(image, name) for image, name in zip(images, names, strict=True)]
     return ReadImages([tensor for tensor, _ in read], names, [kind for _, kind in read], form)
 

@@ -190,6 +190,10 @@ def as_victim(
                 raise ValueError(_without_gradient(model.name))
         return model
     _check(model, low, high, takes, lower_is_better, differentiable)
+    if threshold is not None and low is None:
+        raise ValueError("threshold must come with low and high, got no scale")
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"name must be text, got {shown(name)}")
     scale = None
     if low is not None and high is not None:
         middle = ScoreScale.of(low, high).threshold if threshold is None else threshold
