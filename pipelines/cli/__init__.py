@@ -35,8 +35,8 @@ app.add_typer(poisoning.trigger_app, name="trigger", rich_help_panel=TOOLS)
 INTERRUPTED = 130
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"veneer {version('veneer')}")
         raise typer.Exit
 

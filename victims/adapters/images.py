@@ -55,7 +55,7 @@ class ReadImages:
         return len(self.tensors)
 
     def restore(self, images: Sequence[Tensor]) -> Any:
-        """Give images the form in which those that were read came: library, layout, dtype, device.
+        """Convert images back to the library, layout, dtype and device of those that were read.
 
         Args:
             images: uint8 (3,H,W), one for each that was read, in their order.
